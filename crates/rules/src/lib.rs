@@ -1,0 +1,16 @@
+//! Decisions: who a key is, what its role allows, whether a limit holds, how a call is charged, what a refusal says.
+//!
+//! Pure: the clock, randomness and data are arguments; no I/O, no thread, nothing of ours below it.
+//! Called by `gateway`, `control` and `guan`.
+#![forbid(unsafe_code)]
+#![deny(clippy::wildcard_enum_match_arm)]
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
+
+pub mod ident;
+pub mod key;
+pub mod policy;
+pub mod limit;
+pub mod measure;
+pub mod refusal;
+pub mod chain;
+pub mod snapshot;
