@@ -1,0 +1,18 @@
+//! Who may do what: the sealed secrets, the store, keys, the admin API, the audit chain, the server's certificate.
+//!
+//! It decides who holds a key and keeps the record of it; it never sees a model request and never talks to an
+//! upstream. Called by `guan` (the commands and the wiring of the server), which hands its snapshots to `gateway`.
+#![forbid(unsafe_code)]
+
+pub mod clock;
+pub mod seal;
+pub mod store;
+pub mod keys;
+pub mod publish;
+pub mod api;
+pub mod audit_log;
+pub mod certificates;
+pub mod bootstrap;
+mod folder;
+#[cfg(test)]
+mod testbench;

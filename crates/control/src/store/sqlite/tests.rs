@@ -1,0 +1,174 @@
+//! The store against real files and a second connection.
+
+use std::os::unix::fs::PermissionsExt;
+use std::time::Instant;
+
+use sqlx::SqliteConnection;
+
+use super::*;
+use crate::testbench::{BUSY, Bench, new_key, roles};
+
+async fn raw(path: &Path) -> SqliteConnection {
+    SqliteConnectOptions::new()
+        .filename(path)
+        .create_if_missing(true)
+        .connect()
+        .await
+        .unwrap()
+}
+
+#[tokio::test]
+async fn all_files_of_the_database_are_private() {
+    let bench = Bench::new().await;
+    let _created = bench
+        .keys
+        .create(new_key("a"), &roles(), "local:0")
+        .await
+        .unwrap();
+    let mut names: Vec<String> = Vec::new();
+    for entry in fs::read_dir(bench.dir.path()).unwrap() {
+        let entry = entry.unwrap();
+        let mode = entry.metadata().unwrap().mode() & 0o777;
+        assert_eq!(mode, 0o600, "{:?}", entry.path());
+        names.push(entry.file_name().into_string().unwrap());
+    }
+    names.sort();
+    assert_eq!(names, ["guan.db", "guan.db-shm", "guan.db-wal"]);
+}
+
+#[tokio::test]
+async fn a_database_that_others_may_read_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("guan.db");
+    Store::open(&path).await.unwrap().close().await;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+    let fault = Store::open(&path).await.unwrap_err();
+    assert_eq!(fault, StoreFault::Exposed { path, mode: 0o640 });
+}
+
+#[tokio::test]
+async fn a_newer_database_and_one_of_another_program_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let newer = dir.path().join("newer.db");
+    Store::open(&newer).await.unwrap().close().await;
+    let mut other = raw(&newer).await;
+    sqlx::raw_sql("PRAGMA user_version = 99")
+        .execute(&mut other)
+        .await
+        .unwrap();
+    let fault = Store::open(&newer).await.unwrap_err();
+    assert!(
+        matches!(
+            fault,
+            StoreFault::TooNew {
+                found: 99,
+                known: 1,
+                ..
+            }
+        ),
+        "{fault}"
+    );
+
+    let foreign = dir.path().join("foreign.db");
+    fs::write(&foreign, "").unwrap();
+    fs::set_permissions(&foreign, fs::Permissions::from_mode(0o600)).unwrap();
+    let mut other = raw(&foreign).await;
+    sqlx::raw_sql("CREATE TABLE keys (id TEXT)")
+        .execute(&mut other)
+        .await
+        .unwrap();
+    let fault = Store::open(&foreign).await.unwrap_err();
+    assert!(matches!(fault, StoreFault::Foreign { .. }), "{fault}");
+
+    let text = dir.path().join("text.db");
+    fs::write(
+        &text,
+        "this is a text, and long enough to have a header. ".repeat(40),
+    )
+    .unwrap();
+    fs::set_permissions(&text, fs::Permissions::from_mode(0o600)).unwrap();
+    let fault = Store::open(&text).await.unwrap_err();
+    assert!(matches!(fault, StoreFault::Foreign { .. }), "{fault}");
+
+    let nowhere = dir.path().join("no/such/guan.db");
+    assert!(matches!(
+        Store::open(&nowhere).await,
+        Err(StoreFault::Open { .. })
+    ));
+}
+
+#[tokio::test]
+async fn a_migration_that_fails_leaves_everything_as_it_was() {
+    let bench = Bench::new().await;
+    let bad: Vec<&'static str> = MIGRATIONS
+        .iter()
+        .copied()
+        .chain(["CREATE TABLE more (x INTEGER) STRICT; PRAGMA user_version = 2; CREATE TABLE keys (id TEXT);"])
+        .collect();
+    assert!(bench.store.migrate(&bad).await.is_err());
+    let mut other = raw(&bench.database()).await;
+    let version: i64 = sqlx::query_scalar("PRAGMA user_version")
+        .fetch_one(&mut other)
+        .await
+        .unwrap();
+    let more: i64 = sqlx::query_scalar("SELECT count(*) FROM sqlite_schema WHERE name = 'more'")
+        .fetch_one(&mut other)
+        .await
+        .unwrap();
+    assert_eq!((version, more), (1, 0));
+    bench.store.migrate(MIGRATIONS).await.unwrap();
+}
+
+#[tokio::test]
+async fn who_holds_the_database_makes_writers_busy_and_readers_go_on() {
+    let bench = Bench::new().await;
+    let created = bench
+        .keys
+        .create(new_key("a"), &roles(), "local:0")
+        .await
+        .unwrap();
+    let mut other = bench.hold().await;
+    let began = Instant::now();
+    let fault = bench.store.revoke(created.id, 1).await.unwrap_err();
+    assert_eq!(fault, StoreFault::Busy);
+    assert!(
+        began.elapsed() >= BUSY && began.elapsed() < BUSY * 20,
+        "{:?}",
+        began.elapsed()
+    );
+    assert_eq!(
+        bench.store.keys_after(None, 10).await.unwrap(),
+        [created.row]
+    );
+    sqlx::raw_sql("ROLLBACK").execute(&mut other).await.unwrap();
+    assert!(bench.store.revoke(created.id, 1).await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn facts_are_added_once_all_or_none() {
+    let bench = Bench::new().await;
+    bench.store.add_facts(&[("a", b"1")]).await.unwrap();
+    let fault = bench
+        .store
+        .add_facts(&[("b", b"2"), ("a", b"3")])
+        .await
+        .unwrap_err();
+    assert_eq!(fault, StoreFault::Taken);
+    assert_eq!(bench.store.fact("a").await.unwrap().unwrap(), b"1");
+    assert_eq!(bench.store.fact("b").await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn what_is_written_is_there_after_it_was_closed() {
+    let bench = Bench::new().await;
+    let created = bench
+        .keys
+        .create(new_key("a"), &roles(), "local:0")
+        .await
+        .unwrap();
+    bench.store.close().await;
+    assert!(!bench.dir.path().join("guan.db-wal").exists());
+    let again = Store::open(&bench.database()).await.unwrap();
+    assert_eq!(again.keys_after(None, 10).await.unwrap(), [created.row]);
+    assert_eq!(again.count_keys().await.unwrap(), 1);
+}
