@@ -1,0 +1,69 @@
+//! The body of an answer: whole bytes, or a stream that holds its call to the last byte.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body::{Frame, SizeHint};
+use hyper::body::Incoming;
+
+use crate::deliver::relay::Relay;
+
+/// What hyper writes to the client.
+#[derive(Debug)]
+pub(crate) enum Body {
+    /// All of it; and the request's body, if it wasn't read: HTTP/2 resets a stream whose request is let go
+    /// before its answer is sent, so that goes last.
+    Whole(Option<Bytes>, Option<Incoming>),
+    /// Event by event.
+    Stream(Box<Relay>),
+}
+
+impl Body {
+    /// From bytes.
+    pub(crate) fn whole(bytes: impl Into<Bytes>) -> Self {
+        Self::Whole(Some(bytes.into()), None)
+    }
+
+    /// Keeps what the client still sends until this body is sent.
+    pub(crate) fn keep(&mut self, request: Incoming) {
+        match self {
+            Self::Whole(_, kept) => *kept = Some(request),
+            Self::Stream(_) => {}
+        }
+    }
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        match self.get_mut() {
+            Self::Whole(bytes, _) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Stream(relay) => relay
+                .poll_next(cx)
+                .map(|next| next.map(|b| Ok(Frame::data(b)))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Whole(bytes, _) => bytes.as_ref().is_none_or(Bytes::is_empty),
+            Self::Stream(relay) => relay.is_done(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Whole(bytes, _) => {
+                SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64))
+            }
+            Self::Stream(_) => SizeHint::default(),
+        }
+    }
+}

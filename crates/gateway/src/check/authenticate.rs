@@ -1,0 +1,175 @@
+//! Who calls: one extractor for every header that may carry a key, one look-up, one kind of `Caller`.
+
+use std::sync::Arc;
+
+use http::HeaderMap;
+use http::header::AUTHORIZATION;
+use rules::key::{self, KeyFault};
+use rules::policy::Role;
+use rules::refusal::Refusal;
+use rules::snapshot::Key;
+
+use crate::settings::Settings;
+use crate::state::Gateway;
+
+/// Headers that may carry a key, beside `Authorization`.
+const BARE: [&str; 2] = ["x-api-key", "api-key"];
+
+/// The longest credential that is looked at, bytes.
+const LONGEST: usize = 512;
+
+/// A caller whose key is valid now.
+#[derive(Clone, Debug)]
+pub(crate) struct Caller {
+    /// The key.
+    pub(crate) key: Arc<Key>,
+    /// Its role.
+    pub(crate) role: Role,
+}
+
+/// Finds out who calls.
+///
+/// # Errors
+/// 401 in all its reasons.
+pub(crate) fn authenticate(
+    gateway: &Gateway,
+    settings: &Settings,
+    headers: &HeaderMap,
+) -> Result<Caller, Refusal> {
+    let credential = extract(headers)?;
+    // Foreign keys have forms of their own; only a damaged one of ours is told from its form.
+    if key::check(credential) == Err(KeyFault::Checksum) {
+        return Err(Refusal::MistypedKey);
+    }
+    let digest = gateway.pepper.digest(credential);
+    let keys = gateway.keys.load();
+    let key = keys
+        .find(&digest)
+        .ok_or(Refusal::UnknownKey { revoked: false })?;
+    if key.revoked {
+        return Err(Refusal::UnknownKey { revoked: true });
+    }
+    if key
+        .expires_at
+        .is_some_and(|at| at <= gateway.clock.unix_seconds())
+    {
+        return Err(Refusal::ExpiredKey);
+    }
+    // A key whose role was taken out of the config may do nothing.
+    let role = settings
+        .roles
+        .get(&*key.role)
+        .ok_or(Refusal::UnknownKey { revoked: false })?;
+    Ok(Caller {
+        key: Arc::clone(key),
+        role: role.clone(),
+    })
+}
+
+/// The one credential of a request. Two different ones are refused: nobody says which counts.
+fn extract(headers: &HeaderMap) -> Result<&str, Refusal> {
+    let mut found: Option<&str> = None;
+    let bearer = headers
+        .get_all(AUTHORIZATION)
+        .iter()
+        .map(|value| bearer(value.as_bytes()));
+    let bare = BARE
+        .iter()
+        .flat_map(|name| headers.get_all(*name))
+        .map(|value| token(value.as_bytes()));
+    for credential in bearer.chain(bare) {
+        let credential = credential.ok_or(Refusal::MalformedCredential)?;
+        if found.is_some_and(|before| before != credential) {
+            return Err(Refusal::MalformedCredential);
+        }
+        found = Some(credential);
+    }
+    if headers.get_all(AUTHORIZATION).iter().count() > 1 {
+        return Err(Refusal::MalformedCredential);
+    }
+    found.ok_or(Refusal::NoCredential)
+}
+
+/// `Bearer`, one or more spaces, one token (RFC 9110 section 11.4): the scheme in any case.
+fn bearer(value: &[u8]) -> Option<&str> {
+    let (scheme, rest) = value.split_at_checked(6)?;
+    if !scheme.eq_ignore_ascii_case(b"bearer") || rest.first() != Some(&b' ') {
+        return None;
+    }
+    token(rest)
+}
+
+/// A `token68` (RFC 9110 section 11.2), blanks around it aside.
+fn token(value: &[u8]) -> Option<&str> {
+    let token = value.trim_ascii();
+    let legal = |b: &u8| b.is_ascii_alphanumeric() || b"-._~+/=:".contains(b);
+    if token.is_empty() || token.len() > LONGEST || !token.iter().all(legal) {
+        return None;
+    }
+    std::str::from_utf8(token).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderName, HeaderValue};
+
+    use super::*;
+
+    fn headers(of: &[(&'static str, &'static str)]) -> HeaderMap {
+        of.iter()
+            .map(|(n, v)| (HeaderName::from_static(n), HeaderValue::from_static(v)))
+            .collect()
+    }
+
+    fn extracted(of: &[(&'static str, &'static str)]) -> Result<String, Refusal> {
+        extract(&headers(of)).map(str::to_owned)
+    }
+
+    #[test]
+    fn a25_legal_spellings_give_the_key() {
+        let key = Ok("K1".to_owned());
+        for value in ["Bearer K1", "bearer K1", "BEARER   K1", "Bearer K1 "] {
+            assert_eq!(extracted(&[("authorization", value)]), key, "{value}");
+        }
+        assert_eq!(extracted(&[("x-api-key", "K1")]), key);
+        assert_eq!(extracted(&[("api-key", "K1")]), key);
+        let both = [("api-key", "K1"), ("authorization", "Bearer K1")];
+        assert_eq!(extracted(&both), key);
+    }
+
+    #[test]
+    fn a25_everything_else_is_refused_and_never_first_wins() {
+        for value in [
+            "Bearer K1,K2",
+            "Bearer",
+            "Bearer ",
+            "BearerK1",
+            "Basic K1",
+            "K1",
+            "",
+            "Bearer K1 K2",
+        ] {
+            let refused = extracted(&[("authorization", value)]);
+            assert_eq!(refused, Err(Refusal::MalformedCredential), "{value:?}");
+        }
+        for two in [
+            [
+                ("authorization", "Bearer K1"),
+                ("authorization", "Bearer K2"),
+            ],
+            [
+                ("authorization", "Bearer K1"),
+                ("authorization", "Bearer K1"),
+            ],
+            [("authorization", "Bearer K1"), ("x-api-key", "K2")],
+            [("x-api-key", "K1"), ("api-key", "K2")],
+        ] {
+            assert_eq!(
+                extracted(&two),
+                Err(Refusal::MalformedCredential),
+                "{two:?}"
+            );
+        }
+        assert_eq!(extracted(&[]), Err(Refusal::NoCredential));
+    }
+}

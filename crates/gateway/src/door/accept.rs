@@ -1,0 +1,170 @@
+//! Connections of one core: accepted, secured, then served until they end or the server stops.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::door::handshake::{Secured, shake};
+use crate::state::Gateway;
+use crate::upstream::client::Pool;
+use crate::way;
+
+/// Until the head of a request is there.
+const HEAD_DEADLINE: Duration = Duration::from_secs(15);
+
+/// The largest request head of HTTP/1.1, bytes: above it hyper answers 431.
+const HEAD_BYTES: usize = 64 << 10;
+
+/// After a failed `accept`: descriptors may be used up, and trying at once would spin.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// What one core's requests share: all of it stays on the core.
+#[derive(Debug)]
+pub(crate) struct Core {
+    /// What all cores share.
+    pub(crate) gateway: Arc<Gateway>,
+    /// Idle connections to model servers.
+    pub(crate) pool: Pool,
+}
+
+/// Whether the server goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// It does.
+    Serving,
+    /// Answers in hand are finished, nothing new begins.
+    Draining,
+    /// Now.
+    Stopped,
+}
+
+/// Accepts until the phase changes, then waits for what runs.
+pub(crate) async fn accept(
+    gateway: Arc<Gateway>,
+    listener: TcpListener,
+    mut phase: watch::Receiver<Phase>,
+) {
+    let core = Rc::new(Core {
+        gateway,
+        pool: Pool::default(),
+    });
+    let mut connections = JoinSet::new();
+    while *phase.borrow_and_update() == Phase::Serving {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, peer)) => {
+                    connections.spawn_local(serve(Rc::clone(&core), stream, peer, phase.clone()));
+                }
+                Err(fault) => {
+                    tracing::warn!(%fault, "a connection can't be accepted");
+                    tokio::time::sleep(PAUSE).await;
+                }
+            },
+            Some(_) = connections.join_next() => {}
+            _ = phase.changed() => {}
+        }
+    }
+    drop(listener);
+    loop {
+        tokio::select! {
+            ended = connections.join_next() => if ended.is_none() { return },
+            gone = phase.wait_for(|now| *now == Phase::Stopped) => {
+                drop(gone);
+                connections.shutdown().await;
+                return;
+            }
+        }
+    }
+}
+
+async fn serve(core: Rc<Core>, stream: TcpStream, peer: SocketAddr, phase: watch::Receiver<Phase>) {
+    if stream.set_nodelay(true).is_err() {
+        return;
+    }
+    let tls = core.gateway.tls.load_full();
+    let Some(secured) = shake(stream, tls).await else {
+        return;
+    };
+    if secured.h2 {
+        serve_h2(core, secured, peer, phase).await;
+    } else {
+        serve_h1(core, secured, peer, phase).await;
+    }
+}
+
+async fn serve_h1(
+    core: Rc<Core>,
+    secured: Secured,
+    peer: SocketAddr,
+    mut phase: watch::Receiver<Phase>,
+) {
+    let service = service_fn(move |request| {
+        let core = Rc::clone(&core);
+        async move { Ok::<_, std::convert::Infallible>(way::walk(&core, peer, request).await) }
+    });
+    let mut connection = std::pin::pin!(
+        hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_DEADLINE)
+            .max_buf_size(HEAD_BYTES)
+            .serve_connection(TokioIo::new(secured.stream), service)
+    );
+    tokio::select! {
+        // A connection's own faults (reset, malformed head) concern its client only.
+        ended = connection.as_mut() => drop(ended),
+        _ = phase.wait_for(|now| *now != Phase::Serving) => {
+            connection.as_mut().graceful_shutdown();
+            drop(connection.await);
+        }
+    }
+}
+
+async fn serve_h2(
+    core: Rc<Core>,
+    secured: Secured,
+    peer: SocketAddr,
+    mut phase: watch::Receiver<Phase>,
+) {
+    let service = service_fn(move |request| {
+        let core = Rc::clone(&core);
+        async move { Ok::<_, std::convert::Infallible>(way::walk(&core, peer, request).await) }
+    });
+    let mut connection = std::pin::pin!(
+        hyper::server::conn::http2::Builder::new(Local)
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(128)
+            .max_header_list_size(32 << 10)
+            .max_pending_accept_reset_streams(20)
+            .keep_alive_interval(Duration::from_secs(20))
+            .serve_connection(TokioIo::new(secured.stream), service)
+    );
+    tokio::select! {
+        ended = connection.as_mut() => drop(ended),
+        _ = phase.wait_for(|now| *now != Phase::Serving) => {
+            connection.as_mut().graceful_shutdown();
+            drop(connection.await);
+        }
+    }
+}
+
+/// Streams of an HTTP/2 connection stay on its core.
+#[derive(Clone, Copy, Debug)]
+struct Local;
+
+impl<F> hyper::rt::Executor<F> for Local
+where
+    F: Future + 'static,
+    F::Output: 'static,
+{
+    fn execute(&self, stream: F) {
+        // Its connection waits for it: hyper ends a connection after its streams.
+        drop(tokio::task::spawn_local(stream));
+    }
+}

@@ -1,0 +1,131 @@
+//! Refusals and answers become bytes here, and nowhere else: one envelope, one set of headers.
+
+use std::time::Duration;
+
+use http::header::{
+    CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE,
+};
+use http::{HeaderMap, Response, StatusCode};
+use rules::ident::RequestId;
+use rules::limit::Standing;
+use rules::refusal::{Answer, Refusal, spoken};
+
+use crate::body::Body;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
+const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
+
+/// An answer of media type `media_type`, with the headers that every answer has.
+pub(crate) fn respond(
+    id: RequestId,
+    status: u16,
+    media_type: &'static str,
+    body: Body,
+) -> Response<Body> {
+    let mut response = Response::new(body);
+    *response.status_mut() =
+        StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(
+        http::header::X_CONTENT_TYPE_OPTIONS,
+        HeaderValue::from_static("nosniff"),
+    );
+    if let Ok(value) = HeaderValue::try_from(id.to_string()) {
+        headers.insert(REQUEST_ID, value);
+    }
+    response
+}
+
+/// A refusal as an OpenAI-shaped error.
+pub(crate) fn refuse(id: RequestId, refusal: &Refusal) -> Response<Body> {
+    let answer = refusal.answer();
+    let body = error_bytes(&answer);
+    let mut response = respond(id, answer.status, "application/json", Body::whole(body));
+    let headers = response.headers_mut();
+    if answer.status == 401 {
+        headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    if let Refusal::MethodNotAllowed(allowed) = refusal {
+        headers.insert(http::header::ALLOW, HeaderValue::from_static(allowed));
+    }
+    if let Some(wait) = answer.retry {
+        insert_number(headers, RETRY_AFTER, whole_seconds(wait));
+        insert_number(
+            headers,
+            RETRY_AFTER_MS,
+            u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).max(1),
+        );
+    }
+    if let Some(retry) = answer.should_retry {
+        headers.insert(
+            SHOULD_RETRY,
+            HeaderValue::from_static(if retry { "true" } else { "false" }),
+        );
+    }
+    response
+}
+
+/// The error object of an answer.
+pub(crate) fn error_bytes(answer: &Answer) -> Vec<u8> {
+    wire::openai::error_body(
+        &answer.message,
+        answer.kind,
+        answer.param.as_deref(),
+        answer.code.as_deref(),
+    )
+}
+
+/// How the caller's request limit stands.
+pub(crate) fn tell_limits(headers: &mut HeaderMap, standing: &Standing) {
+    insert_number(
+        headers,
+        HeaderName::from_static("x-ratelimit-limit-requests"),
+        standing.limit,
+    );
+    insert_number(
+        headers,
+        HeaderName::from_static("x-ratelimit-remaining-requests"),
+        standing.remaining,
+    );
+    if let Ok(value) = HeaderValue::try_from(spoken(standing.reset)) {
+        headers.insert(HeaderName::from_static("x-ratelimit-reset-requests"), value);
+    }
+}
+
+/// `Retry-After` counts whole seconds; a shorter one would come too early.
+fn whole_seconds(wait: Duration) -> u64 {
+    let more = u64::from(wait.subsec_nanos() > 0);
+    wait.as_secs().saturating_add(more).max(1)
+}
+
+pub(crate) fn insert_number(headers: &mut HeaderMap, name: HeaderName, number: u64) {
+    headers.insert(name, HeaderValue::from(number));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retry_after_rounds_up_and_is_never_zero() {
+        assert_eq!(whole_seconds(Duration::from_millis(1)), 1);
+        assert_eq!(whole_seconds(Duration::ZERO), 1);
+        assert_eq!(whole_seconds(Duration::from_millis(5001)), 6);
+    }
+
+    #[test]
+    fn a_401_names_the_scheme_and_a_429_the_wait() {
+        let id = RequestId::new(1, [0; 10]);
+        let response = refuse(id, &Refusal::NoCredential);
+        assert_eq!(response.headers()[WWW_AUTHENTICATE], "Bearer");
+        let retry = Duration::from_millis(1500);
+        let response = refuse(id, &Refusal::RequestRate { limit: 10, retry });
+        assert_eq!(response.status(), 429);
+        assert_eq!(response.headers()[RETRY_AFTER], "2");
+        assert_eq!(response.headers()[RETRY_AFTER_MS], "1500");
+        assert!(response.headers().contains_key(REQUEST_ID));
+    }
+}

@@ -1,0 +1,139 @@
+//! What the gateway runs by: the config file as meant, without a word of TOML.
+//!
+//! `guan::config` makes it, whole and checked; requests read it through one `ArcSwap`. Nothing here is optional in
+//! meaning: defaults were filled in before.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rules::snapshot::Roles;
+use wire::openai::{Dialect, UnknownFields};
+
+/// Everything that requests are judged and relayed by.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The largest request body, bytes.
+    pub max_body: u64,
+    /// Memory that all request bodies together may take, bytes; one caller a quarter of it.
+    pub body_budget: u64,
+    /// After how long a stream commits its 200 without an upstream event.
+    pub commit_after: Duration,
+    /// Between two comments on a committed stream.
+    pub comment_every: Duration,
+    /// Roles by name.
+    pub roles: Roles,
+    /// Models by public name.
+    pub models: BTreeMap<String, Arc<Model>>,
+}
+
+/// One model.
+#[derive(Clone, Debug)]
+pub struct Model {
+    /// Its public name: what `/v1/models` lists and answers carry.
+    pub name: String,
+    /// Other names that callers may write.
+    pub aliases: Vec<String>,
+    /// What its server understands beyond the OpenAI API.
+    pub dialect: Dialect,
+    /// What becomes of members that nobody listed.
+    pub unknown_fields: UnknownFields,
+    /// The name that the server knows it by.
+    pub upstream_name: String,
+    /// Output tokens of one answer, at most; `None`: the role's limit alone.
+    pub max_output_tokens: Option<u64>,
+    /// Who owns it, for `/v1/models`.
+    pub owned_by: String,
+    /// When it was made known, seconds since 1970, for `/v1/models`.
+    pub created: i64,
+    /// Where it runs, at least one.
+    pub replicas: Vec<Replica>,
+    /// Time limits.
+    pub timeouts: Timeouts,
+}
+
+/// One place where a model runs.
+#[derive(Clone, Debug)]
+pub struct Replica {
+    /// Its name in records: the URL without path, or `engine:NAME`.
+    pub name: String,
+    /// How it is reached.
+    pub target: Target,
+    /// Path in front of `/v1/…`, without a slash at its end; empty for most.
+    pub base_path: String,
+    /// The upstream's own credential, sent as `Authorization: Bearer`.
+    pub key: Option<Secret>,
+    /// Set when the supervisor runs it: calls wait for its `Ready`.
+    pub worker: Option<String>,
+}
+
+/// How a replica is reached.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Target {
+    /// Plain HTTP to a host and a port.
+    Http {
+        /// Host name or address.
+        host: String,
+        /// Port.
+        port: u16,
+    },
+    /// HTTPS, verified against the system's or the given authorities.
+    Https {
+        /// Host name or address: also what the certificate must name.
+        host: String,
+        /// Port.
+        port: u16,
+        /// PEM file with the authorities to trust instead of the system's.
+        ca: Option<PathBuf>,
+    },
+    /// HTTP on a Unix socket.
+    Unix(PathBuf),
+}
+
+/// Time limits of a model's calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// To connect.
+    pub connect: Duration,
+    /// From the request's end to the answer's first byte.
+    pub first_byte: Duration,
+    /// Between two pieces of an answer.
+    pub idle: Duration,
+    /// For the whole call: comments can't hold a slot for longer.
+    pub total: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(5),
+            first_byte: Duration::from_secs(300),
+            idle: Duration::from_secs(60),
+            total: Duration::from_secs(3600),
+        }
+    }
+}
+
+/// A credential that never shows itself.
+#[derive(Clone)]
+pub struct Secret(zeroize::Zeroizing<String>);
+
+impl Secret {
+    /// Takes it over.
+    #[must_use]
+    pub fn new(text: String) -> Self {
+        Self(zeroize::Zeroizing::new(text))
+    }
+
+    /// The text, for the one place that sends it.
+    pub(crate) fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}

@@ -1,0 +1,176 @@
+//! What all cores share: the immutable views that requests read, and the few things that they change.
+//!
+//! Made once by `guan::wiring`; swapped parts are swapped whole.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use arc_swap::ArcSwap;
+use rules::ident::RequestId;
+use rules::key::Pepper;
+use rules::snapshot::Keys;
+
+use crate::limits::memory::Memory;
+use crate::record::slot::Slots;
+use crate::record::trail::{Strangers, Trail};
+use crate::settings::Settings;
+
+/// Everything that requests need, shared by all cores.
+#[derive(Debug)]
+pub struct Gateway {
+    /// The config as meant.
+    pub settings: ArcSwap<Settings>,
+    /// The keys.
+    pub keys: ArcSwap<Keys>,
+    /// Certificate, protocol versions and ticket keys.
+    pub tls: ArcSwap<rustls::ServerConfig>,
+    /// What keys are hashed under.
+    pub pepper: Pepper,
+    /// Limits.
+    pub limits: Memory,
+    /// In-flight slots.
+    pub slots: Arc<Slots>,
+    /// The way to the audit log.
+    pub trail: Trail,
+    /// Refusals of callers without a credential, summed up.
+    pub strangers: Strangers,
+    /// Names of supervised workers that are ready.
+    pub workers: ArcSwap<HashMap<String, ()>>,
+    /// The last reload was refused: the running config is older than the file.
+    pub config_stale: AtomicBool,
+    /// No new call is accepted.
+    pub draining: AtomicBool,
+    /// Calls that hold a slot.
+    pub in_flight: AtomicUsize,
+    /// Bytes of request bodies in memory.
+    pub(crate) bodies: AtomicU64,
+    /// Where the search for a replica starts.
+    pub(crate) turn: AtomicUsize,
+    /// The clock.
+    pub clock: Clock,
+    ids: Ids,
+}
+
+/// What `wiring` brings.
+#[derive(Debug)]
+pub struct Parts {
+    /// The config as meant.
+    pub settings: Settings,
+    /// The keys.
+    pub keys: Keys,
+    /// TLS.
+    pub tls: rustls::ServerConfig,
+    /// What keys are hashed under.
+    pub pepper: Pepper,
+    /// Limits, rebuilt from the chain.
+    pub limits: Memory,
+    /// In-flight slots of this generation.
+    pub slots: Slots,
+    /// The way to the audit log.
+    pub trail: Trail,
+    /// The clock.
+    pub clock: Clock,
+}
+
+impl Gateway {
+    /// Joins the parts.
+    #[must_use]
+    pub fn new(parts: Parts) -> Self {
+        Self {
+            settings: ArcSwap::from_pointee(parts.settings),
+            keys: ArcSwap::from_pointee(parts.keys),
+            tls: ArcSwap::from_pointee(parts.tls),
+            pepper: parts.pepper,
+            limits: parts.limits,
+            slots: Arc::new(parts.slots),
+            trail: parts.trail,
+            strangers: Strangers::default(),
+            workers: ArcSwap::default(),
+            config_stale: AtomicBool::new(false),
+            draining: AtomicBool::new(false),
+            in_flight: AtomicUsize::new(0),
+            bodies: AtomicU64::new(0),
+            turn: AtomicUsize::new(0),
+            clock: parts.clock,
+            ids: Ids::default(),
+        }
+    }
+
+    /// A new request id.
+    pub(crate) fn next_id(&self) -> RequestId {
+        self.ids.next(self.clock.unix_ns())
+    }
+
+    /// Whether any model could be called now.
+    pub(crate) fn any_model(&self) -> bool {
+        let workers = self.workers.load();
+        self.settings
+            .load()
+            .models
+            .values()
+            .flat_map(|model| &model.replicas)
+            .any(|replica| {
+                replica
+                    .worker
+                    .as_ref()
+                    .is_none_or(|name| workers.contains_key(name))
+            })
+    }
+}
+
+/// Wall-clock time that never steps back while the process lives.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    start: Instant,
+    start_unix_ns: u64,
+}
+
+impl Clock {
+    /// Starts from the system's clocks.
+    #[must_use]
+    pub fn system() -> Self {
+        let since = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        Self {
+            start: Instant::now(),
+            start_unix_ns: u64::try_from(since.as_nanos()).unwrap_or(0),
+        }
+    }
+
+    /// Nanoseconds since 1970.
+    #[must_use]
+    pub fn unix_ns(&self) -> u64 {
+        let passed = u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.start_unix_ns.saturating_add(passed)
+    }
+
+    /// Seconds since 1970.
+    #[must_use]
+    pub fn unix_seconds(&self) -> i64 {
+        i64::try_from(self.unix_ns() / 1_000_000_000).unwrap_or(i64::MAX)
+    }
+}
+
+/// Request ids: a counter through a keyed hash (`SipHash`), so they can't be guessed and cost no system call.
+#[derive(Debug, Default)]
+struct Ids {
+    key: RandomState,
+    count: AtomicU64,
+}
+
+impl Ids {
+    fn next(&self, unix_ns: u64) -> RequestId {
+        let count = self.count.fetch_add(1, Ordering::Relaxed);
+        let high = self.key.hash_one((count, 0_u8)).to_be_bytes();
+        let low = self.key.hash_one((count, 1_u8)).to_be_bytes();
+        let mut random = [0_u8; 10];
+        for (to, from) in random.iter_mut().zip(high.iter().chain(&low)) {
+            *to = *from;
+        }
+        RequestId::new(unix_ns / 1_000_000, random)
+    }
+}
