@@ -1,0 +1,474 @@
+//! The config file as meant: one conversion from what was written, all faults of values gathered.
+//!
+//! It fills in every default and judges every range; it starts nothing and opens only the files that secret
+//! references name. Called by `config::check` alone; its result goes to the supervisor and to the gateway.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use gateway::settings::{Model, Settings, Target};
+use rules::policy::{DEFAULT_MAX_CHOICES, Models, Role};
+
+use super::units::{Size, Span, write_duration, write_size};
+use super::{Place, Seat, nearest, written};
+
+mod models;
+
+/// Everything that `guan.toml` says.
+#[derive(Clone, Debug)]
+pub(crate) struct Config {
+    /// Where callers connect.
+    pub(crate) listen: SocketAddr,
+    /// Names and addresses for the certificate, besides this machine's own.
+    pub(crate) names: Vec<String>,
+    /// What the gateway runs by.
+    pub(crate) settings: Settings,
+    /// The workers that the supervisor runs.
+    pub(crate) engines: Vec<EngineSpec>,
+    /// When audit records reach the disk.
+    pub(crate) audit_fsync: Fsync,
+    /// Where `guan model pull` fetches from, if not from the hubs.
+    pub(crate) mirror: Option<String>,
+    /// Variables of the environment that references name: the gateway must be given them.
+    pub(crate) environment: BTreeSet<String>,
+}
+
+impl Config {
+    /// Files that are named and aren't there, in sentences.
+    pub(crate) fn absent_files(&self) -> Vec<String> {
+        let engines = self.engines.iter().filter(|e| !e.file.is_file()).map(|e| {
+            format!(
+                "the model \"{}\" has no file: {} isn't there; load it with `guan model pull`, or correct engine in its [[models.replicas]]",
+                e.name,
+                e.file.display()
+            )
+        });
+        let replicas = self
+            .settings
+            .models
+            .values()
+            .flat_map(|m| m.replicas.iter().map(move |r| (m, r)));
+        let authorities = replicas.filter_map(|(model, replica)| match &replica.target {
+            Target::Https { ca: Some(ca), .. } if !ca.is_file() => Some(format!(
+                "the model \"{}\" has a replica whose ca isn't there: {}",
+                model.name,
+                ca.display()
+            )),
+            Target::Https { .. } | Target::Http { .. } | Target::Unix(_) => None,
+        });
+        engines.chain(authorities).collect()
+    }
+}
+
+/// A worker to run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct EngineSpec {
+    /// The model's public name, and the worker's.
+    pub(crate) name: String,
+    /// The GGUF file.
+    pub(crate) file: PathBuf,
+    /// The socket that the supervisor listens on for it.
+    pub(crate) socket: PathBuf,
+    /// Tokens one sequence may hold; `None`: what the model and the memory allow.
+    pub(crate) context_tokens: Option<u64>,
+    /// Threads; `None`: all cores.
+    pub(crate) threads: Option<u64>,
+    /// Calls that run at the same time; `None`: the worker's default.
+    pub(crate) parallel: Option<u64>,
+}
+
+/// When audit records reach the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fsync {
+    /// Every 100 ms.
+    Interval,
+    /// Before the last byte of each answer.
+    Each,
+}
+
+/// One fault of a value, and where the value stands.
+#[derive(Debug)]
+pub(super) struct Problem {
+    pub(super) seat: Seat,
+    pub(super) text: String,
+}
+
+/// The conversion.
+pub(super) fn convert(file: written::File, place: &Place<'_>) -> Result<Config, Vec<Problem>> {
+    let mut judge = Judge {
+        problems: Vec::new(),
+        environment: BTreeSet::new(),
+    };
+    let top = Seat::default();
+    let server = top.key("server");
+    let listen = judge.listen(&server, file.server.listen.as_deref());
+    let names = judge.names(&server, file.server.names);
+    let max_body = judge.size(
+        &server,
+        "max_body",
+        file.server.max_body,
+        8 << 20,
+        (1 << 10)..=(256 << 20),
+    );
+    let budget = judge.size(
+        &server,
+        "body_budget",
+        file.server.body_budget,
+        256 << 20,
+        (4 << 10)..=(1 << 40),
+    );
+    if budget / 4 < max_body {
+        judge.problem(&server.key("body_budget"), format!(
+            "body_budget in [server] must be at least four times max_body ({}), since one caller gets a quarter of it",
+            write_size(max_body.saturating_mul(4))
+        ));
+    }
+    let (low, high) = (Duration::from_millis(100), Duration::from_mins(10));
+    let commit_after = judge.span(
+        &server,
+        "commit_after",
+        file.server.commit_after,
+        Duration::from_secs(10),
+        low..=high,
+    );
+    let one_of =
+        |written: Option<String>, default: &str| written.unwrap_or_else(|| default.to_owned());
+    judge.word(
+        &top.key("tls"),
+        "mode",
+        &one_of(file.tls.mode, "self-signed"),
+        &["self-signed"],
+    );
+    judge.word(
+        &top.key("store"),
+        "url",
+        &one_of(file.store.url, DATABASE),
+        &[DATABASE],
+    );
+    let fsync = one_of(file.audit.fsync, "interval");
+    judge.word(&top.key("audit"), "fsync", &fsync, &["interval", "each"]);
+    let mirror = judge.mirror(&top.key("hub"), file.hub.mirror);
+    let (models, engines) = models::convert(&mut judge, file.models, place);
+    let roles = judge.roles(file.roles, &models);
+    if !judge.problems.is_empty() {
+        return Err(judge.problems);
+    }
+    Ok(Config {
+        listen,
+        names,
+        settings: Settings {
+            max_body,
+            body_budget: budget,
+            commit_after,
+            comment_every: COMMENT_EVERY,
+            roles,
+            models,
+        },
+        engines,
+        audit_fsync: if fsync == "each" {
+            Fsync::Each
+        } else {
+            Fsync::Interval
+        },
+        mirror,
+        environment: judge.environment,
+    })
+}
+
+/// Gathers what is wrong, so that one look at the file mends it all.
+struct Judge {
+    problems: Vec<Problem>,
+    environment: BTreeSet<String>,
+}
+
+impl Judge {
+    fn problem(&mut self, seat: &Seat, text: String) {
+        self.problems.push(Problem {
+            seat: seat.clone(),
+            text,
+        });
+    }
+
+    /// A fault of `key` in `table`: "`key` in [table] `text`".
+    fn fault(&mut self, table: &Seat, key: &str, text: &str) {
+        let header = table
+            .header()
+            .map(|h| format!(" in {h}"))
+            .unwrap_or_default();
+        self.problem(&table.key(key), format!("{key}{header} {text}"));
+    }
+
+    /// A whole number in a range, if there is one.
+    fn number(
+        &mut self,
+        table: &Seat,
+        key: &str,
+        written: Option<i64>,
+        range: &RangeInclusive<u64>,
+    ) -> Option<u64> {
+        let n = written?;
+        match u64::try_from(n).ok().filter(|n| range.contains(n)) {
+            Some(n) => Some(n),
+            None => {
+                let (low, high) = (range.start(), range.end());
+                self.fault(
+                    table,
+                    key,
+                    &format!("must be a whole number from {low} to {high}, not {n}"),
+                );
+                None
+            }
+        }
+    }
+
+    fn size(
+        &mut self,
+        table: &Seat,
+        key: &str,
+        written: Option<Size>,
+        default: u64,
+        range: RangeInclusive<u64>,
+    ) -> u64 {
+        match written {
+            Some(Size(n)) if !range.contains(&n) => {
+                let (low, high) = (write_size(*range.start()), write_size(*range.end()));
+                self.fault(
+                    table,
+                    key,
+                    &format!("must be from {low} to {high}, not {}", write_size(n)),
+                );
+                default
+            }
+            Some(Size(n)) => n,
+            None => default,
+        }
+    }
+
+    fn span(
+        &mut self,
+        table: &Seat,
+        key: &str,
+        written: Option<Span>,
+        default: Duration,
+        range: RangeInclusive<Duration>,
+    ) -> Duration {
+        match written {
+            Some(Span(d)) if !range.contains(&d) => {
+                let (low, high) = (write_duration(*range.start()), write_duration(*range.end()));
+                self.fault(
+                    table,
+                    key,
+                    &format!("must be from {low} to {high}, not {}", write_duration(d)),
+                );
+                default
+            }
+            Some(Span(d)) => d,
+            None => default,
+        }
+    }
+
+    /// One of a few words.
+    fn word(&mut self, table: &Seat, key: &str, given: &str, known: &[&str]) {
+        if known.contains(&given) {
+            return;
+        }
+        let list: Vec<String> = known.iter().map(|k| format!("\"{k}\"")).collect();
+        let hint = match nearest(given, known.iter().copied()) {
+            Some(near) => format!("; did you mean \"{near}\"?"),
+            None => String::new(),
+        };
+        let what = if known.len() == 1 {
+            "can only be"
+        } else {
+            "must be one of"
+        };
+        self.fault(table, key, &format!("{what} {}{hint}", list.join(", ")));
+    }
+
+    fn listen(&mut self, server: &Seat, written: Option<&str>) -> SocketAddr {
+        let default = SocketAddr::from(([0, 0, 0, 0], 8443));
+        let Some(text) = written else { return default };
+        if let Ok(address) = text.parse() {
+            return address;
+        }
+        self.fault(
+            server,
+            "listen",
+            "must be an IP address and a port, such as \"0.0.0.0:8443\" or \"[::]:8443\"",
+        );
+        default
+    }
+
+    fn names(&mut self, server: &Seat, names: Vec<String>) -> Vec<String> {
+        let good = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b':' | b'*');
+        for (n, name) in names.iter().enumerate() {
+            if name.is_empty() || name.len() > 253 || !name.bytes().all(good) {
+                self.problem(
+                    &server.key("names").index(n),
+                    format!(
+                        "names in [server] holds {name:?}, which is no host name and no IP address"
+                    ),
+                );
+            }
+        }
+        names
+    }
+
+    fn mirror(&mut self, hub: &Seat, mirror: Option<String>) -> Option<String> {
+        let url = mirror?;
+        let good = url
+            .strip_prefix("https://")
+            .or_else(|| url.strip_prefix("http://"));
+        if good.is_none_or(|rest| rest.is_empty() || rest.contains(['@', '?', '#', ' '])) {
+            self.fault(
+                hub,
+                "mirror",
+                "must be a URL such as \"https://mirror.example\", without user, query or fragment",
+            );
+        }
+        Some(url.trim_end_matches('/').to_owned())
+    }
+
+    fn roles(
+        &mut self,
+        written: BTreeMap<String, written::Role>,
+        models: &BTreeMap<String, Arc<Model>>,
+    ) -> BTreeMap<String, Role> {
+        let mut roles = Role::defaults();
+        for (name, role) in written {
+            let seat = Seat::default().key("roles").key(&name);
+            if !is_role_name(&name) {
+                self.problem(&seat, format!("a role can't be called {name:?}: letters, digits, \".\", \"_\" and \"-\" only, at most 64"));
+            }
+            let base = roles.get(&name).cloned();
+            let meant = self.role(&seat, &name, role, base, models);
+            roles.insert(name, meant);
+        }
+        roles
+    }
+
+    /// A role given for a default's name changes the keys it writes; any other one says its limits itself.
+    fn role(
+        &mut self,
+        seat: &Seat,
+        name: &str,
+        role: written::Role,
+        base: Option<Role>,
+        models: &BTreeMap<String, Arc<Model>>,
+    ) -> Role {
+        let (is_new, mut meant) = match base {
+            Some(base) => (false, base),
+            None => (
+                true,
+                Role {
+                    name: Arc::from(name),
+                    models: Models::All,
+                    requests_per_minute: 1,
+                    concurrent_requests: None,
+                    max_output_tokens: 1,
+                    max_choices: DEFAULT_MAX_CHOICES,
+                },
+            ),
+        };
+        if is_new && role.requests_per_minute.is_none() {
+            self.fault(
+                seat,
+                "requests_per_minute",
+                "is missing; write how many calls a minute each key may make",
+            );
+        }
+        if is_new && role.max_output_tokens.is_none() {
+            self.fault(
+                seat,
+                "max_output_tokens",
+                "is missing; write how long an answer may be",
+            );
+        }
+        if role.requests_per_minute == Some(0) {
+            self.fault(
+                seat,
+                "requests_per_minute",
+                "can't be 0; a role that may call nothing has models = []",
+            );
+        } else if let Some(n) = self.number(
+            seat,
+            "requests_per_minute",
+            role.requests_per_minute,
+            &PER_MINUTE,
+        ) {
+            meant.requests_per_minute = u32::try_from(n).unwrap_or(u32::MAX);
+        }
+        if let Some(n) = self.number(seat, "max_output_tokens", role.max_output_tokens, &TOKENS) {
+            meant.max_output_tokens = n;
+        }
+        if let Some(n) = self.number(
+            seat,
+            "concurrent_requests",
+            role.concurrent_requests,
+            &PER_MINUTE,
+        ) {
+            meant.concurrent_requests = u32::try_from(n).ok();
+        }
+        if let Some(n) = self.number(seat, "max_choices", role.max_choices, &(1..=128)) {
+            meant.max_choices = n;
+        }
+        if let Some(named) = role.models {
+            meant.models = self.role_models(seat, named, models);
+        }
+        meant
+    }
+
+    fn role_models(
+        &mut self,
+        seat: &Seat,
+        named: Vec<String>,
+        models: &BTreeMap<String, Arc<Model>>,
+    ) -> Models {
+        if named.iter().any(|name| name == "*") {
+            if named.len() > 1 {
+                self.fault(seat, "models", "has \"*\" and names; \"*\" alone means all");
+            }
+            return Models::All;
+        }
+        for (n, name) in named.iter().enumerate() {
+            if !models.contains_key(name) {
+                let hint = match nearest(name, models.keys().map(String::as_str)) {
+                    Some(near) => format!("; did you mean \"{near}\"?"),
+                    None => String::new(),
+                };
+                let header = seat.header().unwrap_or_default();
+                self.problem(
+                    &seat.key("models").index(n),
+                    format!("models in {header} names {name:?}, which no [[models]] has as its name{hint}"),
+                );
+            }
+        }
+        Models::Named(named.into())
+    }
+}
+
+/// Whether a role may be called so.
+fn is_role_name(name: &str) -> bool {
+    let good = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
+    !name.is_empty() && name.len() <= 64 && name.bytes().all(good)
+}
+
+/// Whether a model may be called so.
+pub(crate) fn is_model_name(name: &str) -> bool {
+    let good = |b: u8| b.is_ascii_alphanumeric() || b"._-:/@+".contains(&b);
+    !name.is_empty() && name.len() <= 128 && name.bytes().all(good)
+}
+
+/// Between two comments on a committed stream.
+const COMMENT_EVERY: Duration = Duration::from_secs(15);
+
+/// The one store of this version.
+const DATABASE: &str = "sqlite:state/guan.db";
+
+const PER_MINUTE: RangeInclusive<u64> = 1..=1_000_000;
+
+const TOKENS: RangeInclusive<u64> = 1..=16_777_216;

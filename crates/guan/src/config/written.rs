@@ -1,0 +1,112 @@
+//! The config file as written: every key that exists, none of them judged.
+//!
+//! Unknown keys are refused here, at every depth (never `flatten`, which would let them through). What the values
+//! mean is `meant`'s business. Called by `config::check` alone.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use super::units::{Size, Span};
+
+/// `guan.toml`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct File {
+    pub(super) server: Server,
+    pub(super) tls: Tls,
+    pub(super) store: Store,
+    pub(super) audit: Audit,
+    pub(super) hub: Hub,
+    pub(super) roles: BTreeMap<String, Role>,
+    pub(super) models: Vec<Model>,
+}
+
+/// `[server]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Server {
+    pub(super) listen: Option<String>,
+    pub(super) names: Vec<String>,
+    pub(super) max_body: Option<Size>,
+    pub(super) body_budget: Option<Size>,
+    pub(super) commit_after: Option<Span>,
+}
+
+/// `[tls]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Tls {
+    pub(super) mode: Option<String>,
+}
+
+/// `[store]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Store {
+    pub(super) url: Option<String>,
+}
+
+/// `[audit]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Audit {
+    pub(super) fsync: Option<String>,
+}
+
+/// `[hub]`: where `guan model pull` fetches from.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Hub {
+    pub(super) mirror: Option<String>,
+}
+
+/// `[roles.NAME]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Role {
+    pub(super) models: Option<Vec<String>>,
+    pub(super) requests_per_minute: Option<i64>,
+    pub(super) max_output_tokens: Option<i64>,
+    pub(super) concurrent_requests: Option<i64>,
+    pub(super) max_choices: Option<i64>,
+}
+
+/// `[[models]]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Model {
+    pub(super) name: Option<String>,
+    pub(super) aliases: Vec<String>,
+    pub(super) kind: Option<String>,
+    pub(super) unknown_fields: Option<String>,
+    pub(super) upstream_name: Option<String>,
+    pub(super) context_tokens: Option<i64>,
+    pub(super) max_output_tokens: Option<i64>,
+    pub(super) owned_by: Option<String>,
+    pub(super) timeouts: Timeouts,
+    pub(super) replicas: Vec<Replica>,
+}
+
+/// `[models.timeouts]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Timeouts {
+    pub(super) connect: Option<Span>,
+    pub(super) first_byte: Option<Span>,
+    pub(super) idle: Option<Span>,
+    pub(super) total: Option<Span>,
+}
+
+/// `[[models.replicas]]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Replica {
+    pub(super) url: Option<String>,
+    pub(super) key: Option<String>,
+    pub(super) ca: Option<String>,
+    pub(super) engine: Option<String>,
+    pub(super) context_tokens: Option<i64>,
+    pub(super) threads: Option<i64>,
+    pub(super) parallel: Option<i64>,
+}

@@ -1,0 +1,378 @@
+//! Where the rooms meet: the gateway process, from the supervisor's first message to its last answer.
+//!
+//! Reads the config, opens what `control` owns, replays what a dead generation left, starts the cores of `gateway`,
+//! and then does what the supervisor asks. Decides nothing about a request. Called by the hidden command
+//! `guan gateway`, which only the supervisor starts.
+
+use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use control::api::ApiState;
+use control::audit_log::{self, AuditSpec, Log};
+use control::bootstrap::Opened;
+use control::keys::Keys;
+use control::publish::{self, Publisher};
+use gateway::limits::memory::Memory;
+use gateway::record::replay::node_died;
+use gateway::record::slot::Slots;
+use gateway::record::trail::Trail;
+use gateway::serve::{self, Cores};
+use gateway::state::{Clock, Gateway, Parts};
+use rules::limit::Rate;
+use tokio::io::AsyncReadExt;
+use tokio::task::LocalSet;
+use wire::control::{Decoder, Start, ToGateway, ToSupervisor, WorkerState, encode};
+
+use crate::config::{self, Config};
+
+/// The descriptor of the supervisor's socket.
+const CONTROL: i32 = 3;
+
+/// How far back a limiter is rebuilt, nanoseconds: longer than the longest window in use (a minute).
+const REBUILD: u64 = 3_600_000_000_000;
+
+/// How often a draining gateway looks whether its last call has ended.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Why the gateway can't start or go on, in a sentence for the supervisor.
+type Reason = Box<dyn std::error::Error + Send + Sync>;
+
+/// The gateway process.
+pub(crate) fn run() -> ExitCode {
+    let mut supervisor = match sandbox::inherited_fd(CONTROL) {
+        Ok(socket) => UnixStream::from(socket),
+        Err(_) => return ExitCode::from(2),
+    };
+    if let Err(fault) = sandbox::enter(sandbox::Profile::Gateway) {
+        say(
+            &mut supervisor,
+            &ToSupervisor::Refused {
+                text: fault.to_string(),
+            },
+        );
+        return ExitCode::FAILURE;
+    }
+    match live(&mut supervisor) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(reason) => {
+            say(
+                &mut supervisor,
+                &ToSupervisor::Refused {
+                    text: reason.to_string(),
+                },
+            );
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn live(supervisor: &mut UnixStream) -> Result<(), Reason> {
+    let mut decoder = Decoder::default();
+    let ToGateway::Start(start) = first(supervisor, &mut decoder)? else {
+        return Err("the supervisor's first message isn't a start".into());
+    };
+    let clock = Clock::system();
+    let config = read_config(&start, &start.config, clock)?;
+    let listeners = start
+        .listeners
+        .iter()
+        .map(|&fd| sandbox::inherited_fd(fd).map(TcpListener::from))
+        .collect::<Result<Vec<_>, _>>()?;
+    let admin = sandbox::inherited_fd(start.admin)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let local = LocalSet::new();
+    let (log, slots) = local.block_on(&runtime, async {
+        let house = House::build(&start, &config, clock).await?;
+        let cores = serve::start(&house.gateway, listeners)?;
+        house.serve_admin(admin)?;
+        say(supervisor, &ToSupervisor::Ready);
+        Box::pin(house.obey(supervisor, decoder, &start, config, cores)).await
+    })?;
+    // The admin API's senders go with the set; the chain ends when the last sender does.
+    drop(local);
+    if !log.join() {
+        tracing::error!("the last audit records can't be written");
+    }
+    if slots.are_free() {
+        // Every call has its record: nothing to replay.
+        std::fs::remove_file(slots_of(Path::new(&start.data), start.generation))?;
+    }
+    say(supervisor, &ToSupervisor::Drained);
+    Ok(())
+}
+
+/// The joined rooms.
+struct House {
+    gateway: Arc<Gateway>,
+    keys: Keys,
+    log: Log,
+    clock: Clock,
+}
+
+impl House {
+    async fn build(start: &Start, config: &Config, clock: Clock) -> Result<Self, Reason> {
+        let data = Path::new(&start.data);
+        let Opened {
+            store,
+            pepper,
+            node,
+            ..
+        } = control::bootstrap::open(data).await?;
+        let audit = data.join("state/audit");
+        let now = clock.unix_ns();
+        let mut past = audit_log::past_calls(&audit, now.saturating_sub(REBUILD));
+        let (entries, log) = audit_log::open(AuditSpec {
+            dir: audit.clone(),
+            node,
+            generation: start.generation,
+            clock: control::clock::system(),
+            fsync: match config.audit_fsync {
+                config::Fsync::Interval => audit_log::Fsync::Interval,
+                config::Fsync::Each => audit_log::Fsync::Each,
+            },
+        })?;
+        let trail = Trail::new(entries.clone(), log.healthy(), |ns| {
+            control::clock::rfc3339_nanos(i128::from(ns))
+        });
+        let known = publish::load(&store).await?;
+        past.extend(replay(start, &audit, &trail, &known, clock).await?);
+        let limits = Memory::default();
+        limits.replay(&mut past, |id| {
+            let role = config.settings.roles.get(&*known.by_id(*id)?.role)?;
+            Some(Rate::per_minute(role.requests_per_minute))
+        });
+        let (chain, key) = control::certificates::load(&data.join("secrets"))?;
+        let gateway = Arc::new(Gateway::new(Parts {
+            settings: config.settings.clone(),
+            keys: known,
+            tls: gateway::door::handshake::server_config(chain, key)?,
+            pepper: pepper.clone(),
+            limits,
+            slots: Slots::create(&slots_of(data, start.generation))?,
+            trail,
+            clock,
+        }));
+        let swap = Arc::clone(&gateway);
+        let publisher = Publisher::new(
+            store.clone(),
+            Arc::new(move |keys| swap.keys.store(Arc::new(keys))),
+        );
+        let keys = Keys::new(store, pepper, publisher, entries, control::clock::system());
+        Ok(Self {
+            gateway,
+            keys,
+            log,
+            clock,
+        })
+    }
+
+    /// The admin API on the socket that the supervisor holds.
+    fn serve_admin(&self, listener: OwnedFd) -> Result<(), Reason> {
+        let listener = std::os::unix::net::UnixListener::from(listener);
+        listener.set_nonblocking(true)?;
+        let listener = tokio::net::UnixListener::from_std(listener)?;
+        let gateway = Arc::clone(&self.gateway);
+        let state = ApiState {
+            keys: self.keys.clone(),
+            roles: Arc::new(move || gateway.settings.load().roles.keys().cloned().collect()),
+            clock: control::clock::system(),
+        };
+        let own = rustix::process::geteuid().as_raw();
+        // It ends with this process's local set.
+        drop(tokio::task::spawn_local(control::api::serve(
+            listener,
+            state,
+            vec![0, own],
+        )));
+        Ok(())
+    }
+
+    /// Does what the supervisor asks, until it asks for the end.
+    async fn obey(
+        self,
+        supervisor: &mut UnixStream,
+        mut decoder: Decoder,
+        start: &Start,
+        mut config: Config,
+        cores: Cores,
+    ) -> Result<(Log, Arc<Slots>), Reason> {
+        let reading = supervisor.try_clone()?;
+        reading.set_nonblocking(true)?;
+        let mut reading = tokio::net::UnixStream::from_std(reading)?;
+        let mut bytes = [0_u8; 16 << 10];
+        loop {
+            while let Some(message) = decoder.take::<ToGateway>()? {
+                match message {
+                    ToGateway::Start(_) => return Err("the supervisor sent a second start".into()),
+                    ToGateway::Worker { name, state } => self.worker(name, &state),
+                    ToGateway::Reload { config: text } => {
+                        let answer = self.reload(start, &text, &mut config);
+                        say(supervisor, &answer);
+                    }
+                    ToGateway::Drain { grace_ms } => {
+                        self.drain(cores, Duration::from_millis(grace_ms), &mut reading)
+                            .await;
+                        return Ok((self.log, Arc::clone(&self.gateway.slots)));
+                    }
+                }
+            }
+            let read = reading.read(&mut bytes).await?;
+            if read == 0 {
+                return Err("the supervisor is gone".into());
+            }
+            decoder.push(bytes.get(..read).unwrap_or_default());
+        }
+    }
+
+    fn worker(&self, name: String, state: &WorkerState) {
+        let mut workers: HashMap<_, _> = self.gateway.workers.load().as_ref().clone();
+        if matches!(state, WorkerState::Ready(_)) {
+            workers.insert(name, ());
+        } else {
+            workers.remove(&name);
+        }
+        self.gateway.workers.store(Arc::new(workers));
+    }
+
+    fn reload(&self, start: &Start, text: &str, config: &mut Config) -> ToSupervisor {
+        let answer = match read_config(start, text, self.clock) {
+            Err(fault) => ToSupervisor::Refused {
+                text: fault.to_string(),
+            },
+            Ok(next) => match only_at_start(config, &next) {
+                Some(why) => ToSupervisor::NeedsGeneration {
+                    why: why.to_owned(),
+                },
+                None => {
+                    self.gateway.settings.store(Arc::new(next.settings.clone()));
+                    *config = next;
+                    ToSupervisor::Applied
+                }
+            },
+        };
+        self.gateway
+            .config_stale
+            .store(answer != ToSupervisor::Applied, Ordering::Relaxed);
+        answer
+    }
+
+    /// Finishes the answers in hand; a second order, or the supervisor's end, cuts them.
+    async fn drain(&self, cores: Cores, grace: Duration, reading: &mut tokio::net::UnixStream) {
+        self.gateway.draining.store(true, Ordering::Relaxed);
+        cores.drain();
+        let all_ended = async {
+            while !cores.are_done() {
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        let mut byte = [0_u8; 1];
+        tokio::select! {
+            () = all_ended => {}
+            () = tokio::time::sleep(grace) => {
+                tracing::warn!("the grace is over: what still runs is cut");
+            }
+            _ = reading.read(&mut byte) => tracing::warn!("told again to stop: what still runs is cut"),
+        }
+        cores.stop();
+        cores.join();
+    }
+}
+
+/// Calls that dead generations left: recorded now, their files removed; and counted by the limiter.
+async fn replay(
+    start: &Start,
+    audit: &Path,
+    trail: &Trail,
+    keys: &rules::snapshot::Keys,
+    clock: Clock,
+) -> Result<Vec<rules::chain::PastCall>, Reason> {
+    let mut past = Vec::new();
+    for &generation in &start.dead {
+        let path = slots_of(Path::new(&start.data), generation);
+        let left = Slots::left_over(&path)?;
+        let ids: Vec<String> = left.iter().map(|call| call.id.to_string()).collect();
+        let recorded = audit_log::recorded(audit, generation, &ids)?;
+        for call in left
+            .iter()
+            .filter(|call| !recorded.contains(&call.id.to_string()))
+        {
+            let key = keys.by_id(call.key).map(AsRef::as_ref);
+            let stamp = control::clock::rfc3339_nanos(i128::from(clock.unix_ns()));
+            trail.write(node_died(stamp, call, key)).await?;
+            past.push(rules::chain::PastCall {
+                key: call.key.to_string(),
+                taken_ns: call.started_ns,
+            });
+        }
+        tracing::info!(
+            generation,
+            calls = left.len(),
+            "a dead generation's calls are recorded"
+        );
+        std::fs::remove_file(&path)?;
+    }
+    Ok(past)
+}
+
+fn slots_of(data: &Path, generation: u64) -> PathBuf {
+    data.join("state/inflight").join(generation.to_string())
+}
+
+fn read_config(start: &Start, text: &str, clock: Clock) -> Result<Config, config::Faults> {
+    let place = config::Place {
+        file: Path::new(&start.config_path),
+        data: Path::new(&start.data),
+        env: &config::environment,
+        now: clock.unix_seconds(),
+    };
+    config::check(text, &place)
+}
+
+/// What a running gateway can't take up.
+fn only_at_start(old: &Config, new: &Config) -> Option<&'static str> {
+    if old.listen != new.listen {
+        return Some("[server] listen has changed: restart `guan serve` to use it");
+    }
+    if old.engines != new.engines {
+        return Some("the engines of [[models]] have changed: restart `guan serve` to run them");
+    }
+    if old.audit_fsync != new.audit_fsync {
+        return Some("[audit] fsync has changed: restart `guan serve` to use it");
+    }
+    None
+}
+
+/// Blocks until the first message is whole.
+fn first(supervisor: &mut UnixStream, decoder: &mut Decoder) -> Result<ToGateway, Reason> {
+    let mut bytes = [0_u8; 16 << 10];
+    loop {
+        if let Some(message) = decoder.take()? {
+            return Ok(message);
+        }
+        let read = supervisor.read(&mut bytes)?;
+        if read == 0 {
+            return Err("the supervisor is gone".into());
+        }
+        decoder.push(bytes.get(..read).unwrap_or_default());
+    }
+}
+
+/// Answers the supervisor. If it is gone, this process is about to be as well.
+fn say(supervisor: &mut UnixStream, message: &ToSupervisor) {
+    let sent = encode(message)
+        .map_err(|e| e.to_string())
+        .and_then(|frame| supervisor.write_all(&frame).map_err(|e| e.to_string()));
+    if let Err(fault) = sent {
+        tracing::error!(fault, "the supervisor can't be answered");
+    }
+}

@@ -1,0 +1,13 @@
+//! Tests of the running binary.
+
+mod field_cases;
+mod model_pull;
+mod records;
+mod start;
+mod transport;
+mod typed;
+
+/// The binary under test.
+fn guan() -> &'static std::path::Path {
+    std::path::Path::new(env!("CARGO_BIN_EXE_guan"))
+}

@@ -1,0 +1,14 @@
+//! Test services and peers: a model server that lies, a client that sees the wire, and a running `guan`.
+//!
+//! For tests only: panics are its way to fail, and nothing of it is in a shipped binary.
+#![forbid(unsafe_code)]
+#![expect(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by a panic, with the reason in it"
+)]
+
+pub mod client;
+pub mod server;
+pub mod upstream;
