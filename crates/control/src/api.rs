@@ -1,32 +1,36 @@
 //! The admin API on `state/run/admin.sock`: what `guan key …` speaks to while the server runs.
 //!
 //! Decides who may connect (by the peer's uid, which the kernel vouches for) and how acts and faults look as JSON.
-//! It holds no rule of its own: every act is one of [`Keys`]. Only `/admin/v1/keys` is here. Called by the wiring.
+//! It holds no rule of its own: every act is one of [`Keys`]. Called by the wiring.
 
+mod keys;
+mod projects;
 mod serve;
+mod usage;
 
 use std::fmt;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use axum::body::Bytes;
+use axum::extract::DefaultBodyLimit;
 use axum::extract::rejection::{BytesRejection, QueryRejection};
-use axum::extract::{DefaultBodyLimit, Path, Query, State};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get};
-use axum::{Extension, Json, Router};
+use axum::routing::{get, post};
+use axum::{Json, Router};
 use http::{HeaderValue, StatusCode, header};
-use rules::key::KeyId;
-use serde::Deserialize;
+use rules::snapshot::Roles;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use crate::clock::{self, Clock};
-use crate::keys::{KeyRow, Keys, KeysFault, NewKey};
-use crate::store::StoreFault;
+use crate::clock::Clock;
+use crate::keys::{Keys, KeysFault};
+use crate::store::{Store, StoreFault};
 
 pub use serve::serve;
 
-/// The names of the roles in the config file as it is now.
-pub type RoleNames = Arc<dyn Fn() -> Vec<String> + Send + Sync>;
+/// The roles of the config file as it is now.
+pub type RolesNow = Arc<dyn Fn() -> Roles + Send + Sync>;
 
 /// What the API acts on.
 #[derive(Clone)]
@@ -34,9 +38,11 @@ pub struct ApiState {
     /// The keys.
     pub keys: Keys,
     /// The roles a new key may have.
-    pub roles: RoleNames,
+    pub roles: RolesNow,
     /// For `expires_in_seconds`.
     pub clock: Clock,
+    /// For usage and nodes.
+    pub store: Store,
 }
 
 impl fmt::Debug for ApiState {
@@ -57,97 +63,32 @@ pub struct Peer {
 /// The routes. `serve` adds the [`Peer`] to each request; without one they answer 500 and do nothing.
 pub fn router(state: ApiState) -> Router {
     Router::new()
-        .route("/admin/v1/keys", get(list).post(create))
-        .route("/admin/v1/keys/{id}", delete(revoke))
+        .route("/admin/v1/keys", get(keys::list).post(keys::create))
+        .route("/admin/v1/keys/{id}", get(keys::show).delete(keys::revoke))
+        .route("/admin/v1/keys/{id}/rotate", post(keys::rotate))
+        .route(
+            "/admin/v1/keys/import",
+            post(keys::import).layer(DefaultBodyLimit::max(MOST_IMPORT_BYTES)),
+        )
+        .route(
+            "/admin/v1/projects",
+            get(projects::list).post(projects::create),
+        )
+        .route("/admin/v1/projects/{id}", get(projects::show))
+        .route("/admin/v1/projects/{id}/enable", post(projects::enable))
+        .route("/admin/v1/projects/{id}/disable", post(projects::disable))
+        .route("/admin/v1/usage", get(usage::usage))
+        .route("/admin/v1/nodes", get(usage::nodes))
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
         .layer(DefaultBodyLimit::max(MOST_BODY_BYTES))
         .with_state(state)
 }
 
-async fn list(
-    State(state): State<ApiState>,
-    query: Result<Query<ListQuery>, QueryRejection>,
-) -> Result<Response, ApiFault> {
-    let Query(query) = query.map_err(|cause| ApiFault::bad(cause.body_text(), None))?;
-    let limit = query.limit.unwrap_or(DEFAULT_PAGE);
-    if !(1..=LARGEST_PAGE).contains(&limit) {
-        let text = format!("limit must be 1 to {LARGEST_PAGE}");
-        return Err(ApiFault::bad(text, Some("limit")));
-    }
-    let after = query
-        .after
-        .map(|text| KeyId::parse(&text))
-        .transpose()
-        .map_err(|_shape| {
-            ApiFault::bad("after must be the id of a key".to_owned(), Some("after"))
-        })?;
-    let page = state.keys.page(after, limit).await?;
-    let body = json!({ "object": "list", "data": page.rows, "has_more": page.has_more });
-    Ok(answer(StatusCode::OK, &body))
-}
-
-async fn create(
-    State(state): State<ApiState>,
-    Extension(peer): Extension<Peer>,
-    body: Result<Bytes, BytesRejection>,
-) -> Result<Response, ApiFault> {
-    let body = body.map_err(|cause| ApiFault::body(&cause))?;
-    let asked: CreateBody = serde_json::from_slice(&body).map_err(|cause| {
-        ApiFault::bad(format!("the body isn't what was expected: {cause}"), None)
-    })?;
-    let now = clock::seconds((state.clock)());
-    let expires_at = match (asked.expires_at, asked.expires_in_seconds) {
-        (None, None) => None,
-        (Some(text), None) => Some(clock::parse_rfc3339(&text).ok_or_else(|| {
-            let text = "expires_at must be a time like 2030-12-31T23:59:59Z";
-            ApiFault::bad(text.to_owned(), Some("expires_at"))
-        })?),
-        (None, Some(seconds)) => Some(now.saturating_add(i64::from(seconds))),
-        (Some(_), Some(_)) => {
-            let text = "give expires_at or expires_in_seconds, not both";
-            return Err(ApiFault::bad(text.to_owned(), Some("expires_at")));
-        }
-    };
-    let new = NewKey {
-        name: asked.name,
-        role: asked.role,
-        project: asked.project,
-        expires_at,
-    };
-    let (keys, roles, actor) = (state.keys, (state.roles)(), actor(peer));
-    // A task of its own: an act that has begun ends, whether or not the asker waits.
-    let created = tokio::spawn(async move { keys.create(new, &roles, &actor).await })
-        .await
-        .map_err(|_panic| ApiFault::ours())??;
-    let mut body = shown(&created.row);
-    if let Value::Object(members) = &mut body {
-        let text: &str = &created.text;
-        let _none = members.insert("key".to_owned(), Value::from(text));
-    }
-    Ok(answer(StatusCode::CREATED, &body))
-}
-
-async fn revoke(
-    State(state): State<ApiState>,
-    Extension(peer): Extension<Peer>,
-    Path(id): Path<String>,
-) -> Result<Response, ApiFault> {
-    let (keys, actor) = (state.keys, actor(peer));
-    let revoked = tokio::spawn(async move { keys.revoke(&id, &actor).await })
-        .await
-        .map_err(|_panic| ApiFault::ours())??;
-    let mut body = shown(&revoked.row);
-    if let Value::Object(members) = &mut body {
-        let _none = members.insert("already_revoked".to_owned(), Value::from(revoked.already));
-    }
-    Ok(answer(StatusCode::OK, &body))
-}
-
 async fn no_route() -> ApiFault {
     ApiFault::new(
         StatusCode::NOT_FOUND,
-        "nothing is here; this socket knows /admin/v1/keys only".to_owned(),
+        "nothing is here; this socket knows /admin/v1/keys, /admin/v1/projects, /admin/v1/usage and /admin/v1/nodes".to_owned(),
     )
 }
 
@@ -156,26 +97,6 @@ async fn no_method() -> ApiFault {
         StatusCode::METHOD_NOT_ALLOWED,
         "this method isn't allowed here".to_owned(),
     )
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ListQuery {
-    limit: Option<u32>,
-    after: Option<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct CreateBody {
-    name: String,
-    role: String,
-    #[serde(default)]
-    project: Option<String>,
-    #[serde(default)]
-    expires_at: Option<String>,
-    #[serde(default)]
-    expires_in_seconds: Option<u32>,
 }
 
 /// A fault as it is answered: the shape of `OpenAI`'s error object.
@@ -224,6 +145,14 @@ impl From<KeysFault> for ApiFault {
             KeysFault::Name { what } => (StatusCode::BAD_REQUEST, Some(*what)),
             KeysFault::Role { .. } => (StatusCode::BAD_REQUEST, Some("role")),
             KeysFault::Expiry { .. } => (StatusCode::BAD_REQUEST, Some("expires_at")),
+            KeysFault::Never => (StatusCode::BAD_REQUEST, Some("not_before")),
+            KeysFault::Own { what, .. } => (StatusCode::BAD_REQUEST, Some(*what)),
+            KeysFault::Overlap => (StatusCode::BAD_REQUEST, Some("overlap_seconds")),
+            KeysFault::Import { .. } => (StatusCode::BAD_REQUEST, Some("list")),
+            KeysFault::Project(_) => (StatusCode::NOT_FOUND, Some("project")),
+            KeysFault::IsRevoked(_) | KeysFault::Store(StoreFault::Taken) => {
+                (StatusCode::CONFLICT, None)
+            }
             KeysFault::NotAnId => (StatusCode::BAD_REQUEST, Some("id")),
             KeysFault::Ambiguous { .. } => (StatusCode::CONFLICT, Some("id")),
             KeysFault::Unknown(_) => (StatusCode::NOT_FOUND, Some("id")),
@@ -238,7 +167,7 @@ impl From<KeysFault> for ApiFault {
             KeysFault::Store(inner)
                 if !matches!(
                     inner,
-                    StoreFault::Busy | StoreFault::Full | StoreFault::ReadOnly
+                    StoreFault::Busy | StoreFault::Full | StoreFault::ReadOnly | StoreFault::Taken
                 ) =>
             {
                 tracing::error!(fault = %inner, "the store failed an act on the admin socket");
@@ -289,8 +218,37 @@ fn answer(status: StatusCode, body: &Value) -> Response {
     response
 }
 
-fn shown(row: &KeyRow) -> Value {
+fn shown<T: serde::Serialize>(row: &T) -> Value {
     serde_json::to_value(row).unwrap_or_default()
+}
+
+/// A row with more members.
+fn shown_with<T: serde::Serialize>(row: &T, more: &[(&str, Value)]) -> Value {
+    let mut body = shown(row);
+    if let Value::Object(members) = &mut body {
+        for (name, value) in more {
+            let _none = members.insert((*name).to_owned(), value.clone());
+        }
+    }
+    body
+}
+
+fn read<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>) -> Result<T, ApiFault> {
+    let body = body.map_err(|cause| ApiFault::body(&cause))?;
+    serde_json::from_slice(&body)
+        .map_err(|cause| ApiFault::bad(format!("the body isn't what was expected: {cause}"), None))
+}
+
+fn query_fault(cause: &QueryRejection) -> ApiFault {
+    ApiFault::bad(cause.body_text(), None)
+}
+
+/// In a task of its own: an act that has begun ends, whether or not the asker waits.
+async fn whole<T: Send + 'static>(
+    act: Pin<Box<dyn Future<Output = Result<T, KeysFault>> + Send>>,
+) -> Result<T, ApiFault> {
+    let done = tokio::spawn(act).await;
+    Ok(done.map_err(|_panic| ApiFault::ours())??)
 }
 
 fn actor(peer: Peer) -> String {
@@ -298,6 +256,8 @@ fn actor(peer: Peer) -> String {
 }
 
 const MOST_BODY_BYTES: usize = 64 * 1024;
+/// A list of 10,000 keys with names.
+const MOST_IMPORT_BYTES: usize = 8 * 1024 * 1024;
 const DEFAULT_PAGE: u32 = 100;
 const LARGEST_PAGE: u32 = 1000;
 

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use aws_lc_rs::rand;
 use rules::key::{KeyId, Pepper};
+use rules::policy::Role;
 use zeroize::Zeroizing;
 
 use crate::audit_log::{self, AuditFault, AuditSpec, Fsync};
@@ -22,7 +23,7 @@ use crate::keys::{Keys, KeysFault, NewKey};
 use crate::publish::Publisher;
 use crate::seal::SealFault;
 use crate::seal::file::{self, Kek};
-use crate::store::{Store, StoreFault};
+use crate::store::{Store, StoreFault, Target};
 
 /// What the first start made. The key is shown once and kept nowhere.
 pub struct FirstStart {
@@ -76,6 +77,21 @@ pub enum BootstrapFault {
         "the first start was cut just before it could show its key. The data folder is whole now: type `guan key create --name NAME --role admin` for a key, and `guan key list` and `guan key revoke` for the one that was never shown"
     )]
     KeyNeverShown,
+    /// Not a fault: the store had keys of other nodes already, and this folder is whole now.
+    #[error(
+        "node {0} joins the nodes that share this store; their keys work here, and no new one was made"
+    )]
+    Joined(String),
+    /// The store is another node's and its key-encryption key isn't here.
+    #[error(
+        "{store} holds the keys of other nodes, and {path} isn't here to open its secrets. Copy secrets/kek from a node that serves (mode 400), then try again. Nothing was changed"
+    )]
+    NoKek {
+        /// Which store.
+        store: String,
+        /// Where the key belongs.
+        path: PathBuf,
+    },
     /// There is no data folder yet.
     #[error(
         "{0} isn't a data folder yet. Type `guan init`, or `guan serve`, which does that first"
@@ -134,6 +150,7 @@ pub enum BootstrapFault {
 pub async fn init(
     data: &Path,
     names: &[String],
+    target: &Target,
     clock: &Clock,
 ) -> Result<FirstStart, BootstrapFault> {
     let place = Place::new(data);
@@ -144,12 +161,25 @@ pub async fn init(
     let certificate = self_signed::make(names, clock::seconds(clock()))?;
     if exists(&place.unfinished)? {
         place.clear().await?;
-    } else if let Some(there) = place.found()? {
+    } else if let Some(there) = place.found(target)? {
         return Err(BootstrapFault::NotEmpty(there));
     }
+    let shared = match target {
+        Target::Sqlite(_) => None,
+        Target::Postgres(server) => {
+            let store = Store::open(target).await?;
+            let sealed = store.fact(PEPPER).await;
+            store.close().await;
+            place.judge_shared(&server.url, sealed?)?
+        }
+    };
     place.make_folders(data)?;
 
-    let kek = Kek::create(&place.secrets)?;
+    let kek = match shared {
+        Some(kek) => kek,
+        None if exists(&place.kek())? => Kek::open(&place.secrets)?,
+        None => Kek::create(&place.secrets)?,
+    };
     write(
         &place.secrets.join(certificates::CHAIN),
         0o400,
@@ -160,12 +190,11 @@ pub async fn init(
         0o400,
         certificate.key.as_bytes(),
     )?;
-    let (node, created) = make_database(&place, &kek, clock).await?;
-
-    write(&place.ready, 0o600, READY)?;
-    fs::remove_file(&place.unfinished)
-        .and_then(|()| folder::sync(&place.state))
-        .map_err(|cause| at(&place.unfinished, &cause))?;
+    let (node, created) = Box::pin(make_database(&place, target, &kek, clock)).await?;
+    place.finish()?;
+    let Some(created) = created else {
+        return Err(BootstrapFault::Joined(node));
+    };
     Ok(FirstStart {
         key: created.text,
         key_id: created.id,
@@ -184,7 +213,7 @@ pub fn is_ready(data: &Path) -> bool {
 ///
 /// # Errors
 /// [`BootstrapFault`].
-pub async fn open(data: &Path) -> Result<Opened, BootstrapFault> {
+pub async fn open(data: &Path, target: &Target) -> Result<Opened, BootstrapFault> {
     let place = Place::new(data);
     if !is_ready(data) {
         let half_made = exists(&place.unfinished)?;
@@ -195,12 +224,14 @@ pub async fn open(data: &Path) -> Result<Opened, BootstrapFault> {
             BootstrapFault::NotMade(data)
         });
     }
-    if !exists(&place.database)? {
+    if let Target::Sqlite(file) = target
+        && !exists(file)?
+    {
         // SQLite would make an empty one, in which no key is valid.
         return Err(BootstrapFault::NoFact("file"));
     }
     let kek = Kek::open(&place.secrets)?;
-    let store = Store::open(&place.database).await?;
+    let store = Store::open(target).await?;
     let sealed = store
         .fact(PEPPER)
         .await?
@@ -209,17 +240,32 @@ pub async fn open(data: &Path) -> Result<Opened, BootstrapFault> {
     let pepper = <&[u8; 32]>::try_from(plain.as_slice())
         .map(Pepper::new)
         .map_err(|_length| SealFault::Tampered)?;
-    let node = store
-        .fact(NODE)
-        .await?
-        .and_then(|bytes| String::from_utf8(bytes).ok())
-        .ok_or(BootstrapFault::NoFact("node id"))?;
+    let node = match place.node()? {
+        Some(node) => node,
+        None => store
+            .fact(NODE)
+            .await?
+            .and_then(|bytes| String::from_utf8(bytes).ok())
+            .ok_or(BootstrapFault::NoFact("node id"))?,
+    };
     Ok(Opened {
         store,
         kek,
         pepper,
         node,
     })
+}
+
+/// Keeps this node's id in the data folder: a store of many nodes can't say which of them this is.
+///
+/// # Errors
+/// [`BootstrapFault::File`].
+pub fn remember_node(data: &Path, node: &str) -> Result<(), BootstrapFault> {
+    let place = Place::new(data);
+    match place.node()? {
+        Some(_) => Ok(()),
+        None => write(&place.state.join(NODE), 0o600, node.as_bytes()),
+    }
 }
 
 /// Writes the first key to `secrets/first-key` (mode 0400), for a start without a terminal. Gives the path.
@@ -233,12 +279,14 @@ pub fn write_first_key(secrets: &Path, text: &str) -> Result<PathBuf, BootstrapF
     Ok(path)
 }
 
+/// `None`: the store has keys of other nodes already.
 async fn make_database(
     place: &Place,
+    target: &Target,
     kek: &Kek,
     clock: &Clock,
-) -> Result<(String, crate::keys::Created), BootstrapFault> {
-    let store = Store::open(&place.database).await?;
+) -> Result<(String, Option<crate::keys::Created>), BootstrapFault> {
+    let store = Store::open(target).await?;
     let mut pepper = Zeroizing::new([0; 32]);
     let mut letters = [0; 12];
     rand::fill(pepper.as_mut())
@@ -250,15 +298,23 @@ async fn make_database(
         .filter_map(|byte| BASE62.get(usize::from(*byte % 62)))
         .map(|&letter| char::from(letter))
         .collect();
-    let sealed = kek.seal(PEPPER.as_bytes(), pepper.as_ref())?;
     let made_at = clock::rfc3339_nanos(clock());
-    store
-        .add_facts(&[
-            (PEPPER, &sealed),
-            (NODE, node.as_bytes()),
-            ("made_at", made_at.as_bytes()),
-        ])
-        .await?;
+    if store.is_shared() {
+        // A store of many nodes can't say which of them this is.
+        write(&place.state.join(NODE), 0o600, node.as_bytes())?;
+        if store.fact(PEPPER).await?.is_some() {
+            store.close().await;
+            return Ok((node, None));
+        }
+    }
+    let sealed = kek.seal(PEPPER.as_bytes(), pepper.as_ref())?;
+    let mut facts: Vec<(&str, &[u8])> = vec![(PEPPER, &sealed), ("made_at", made_at.as_bytes())];
+    if !store.is_shared() {
+        facts.push((NODE, node.as_bytes()));
+    }
+    // All or none: of two nodes that begin at the same time one makes the secrets, the other is refused and joins
+    // when it is started again.
+    store.add_facts(&facts).await?;
 
     let (to, log) = audit_log::open(AuditSpec {
         dir: place.audit.clone(),
@@ -277,11 +333,10 @@ async fn make_database(
     let first = NewKey {
         name: "first key".to_owned(),
         role: ADMIN.to_owned(),
-        project: None,
-        expires_at: None,
+        ..NewKey::default()
     };
     let actor = format!("local:{}", rustix::process::geteuid().as_raw());
-    let created = keys.create(first, &[ADMIN.to_owned()], &actor).await;
+    let created = keys.create(first, &Role::defaults(), &actor).await;
     // The last sender: the chain ends.
     drop(keys);
     let closed = log.join();
@@ -290,7 +345,7 @@ async fn make_database(
     if !closed {
         return Err(AuditFault::Unwritten.into());
     }
-    Ok((node, created))
+    Ok((node, Some(created)))
 }
 
 /// Where everything lies in a data folder.
@@ -316,12 +371,54 @@ impl Place {
         }
     }
 
+    fn kek(&self) -> PathBuf {
+        self.secrets.join(file::FILE_NAME)
+    }
+
+    /// This node's id, where the store can't say it.
+    fn node(&self) -> Result<Option<String>, BootstrapFault> {
+        let path = self.state.join(NODE);
+        match fs::read_to_string(&path) {
+            Ok(text) => Ok(Some(text.trim().to_owned())),
+            Err(none) if none.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(cause) => Err(at(&path, &cause)),
+        }
+    }
+
+    /// The key that opens a store of other nodes; none when the store is empty.
+    fn judge_shared(
+        &self,
+        url: &str,
+        sealed: Option<Vec<u8>>,
+    ) -> Result<Option<Kek>, BootstrapFault> {
+        let Some(sealed) = sealed else {
+            return Ok(None);
+        };
+        if !exists(&self.kek())? {
+            return Err(BootstrapFault::NoKek {
+                store: url.to_owned(),
+                path: self.kek(),
+            });
+        }
+        let kek = Kek::open(&self.secrets)?;
+        let _pepper = kek.open_sealed(PEPPER.as_bytes(), &sealed)?;
+        Ok(Some(kek))
+    }
+
+    fn finish(&self) -> Result<(), BootstrapFault> {
+        write(&self.ready, 0o600, READY)?;
+        fs::remove_file(&self.unfinished)
+            .and_then(|()| folder::sync(&self.state))
+            .map_err(|cause| at(&self.unfinished, &cause))
+    }
+
     /// Files that a first start makes, in the order in which they may be removed again.
     fn files(&self) -> io::Result<Vec<PathBuf>> {
         let mut files = vec![
             self.state.join("guan.db-wal"),
             self.state.join("guan.db-shm"),
             self.database.clone(),
+            self.state.join(NODE),
         ];
         match fs::read_dir(&self.audit) {
             Ok(entries) => {
@@ -344,9 +441,11 @@ impl Place {
     }
 
     /// The first file of a data folder that is there.
-    fn found(&self) -> Result<Option<PathBuf>, BootstrapFault> {
+    fn found(&self, target: &Target) -> Result<Option<PathBuf>, BootstrapFault> {
+        // Whoever joins other nodes brings their key-encryption key.
+        let may_be_there = matches!(target, Target::Postgres(_)).then(|| self.kek());
         for path in self.files().map_err(|cause| at(&self.audit, &cause))? {
-            if exists(&path)? {
+            if may_be_there.as_ref() != Some(&path) && exists(&path)? {
                 return Ok(Some(path));
             }
         }
@@ -356,7 +455,7 @@ impl Place {
     /// Removes what a cut first start left, unless its database has a key: then the folder is whole.
     async fn clear(&self) -> Result<(), BootstrapFault> {
         if exists(&self.database)? {
-            let store = Store::open(&self.database).await?;
+            let store = Store::open(&Target::Sqlite(self.database.clone())).await?;
             let keys = store.count_keys().await;
             store.close().await;
             if keys? > 0 {

@@ -1,14 +1,19 @@
-//! Keys: making them, listing them, taking them back.
+//! Keys: making them, giving them new secrets, listing them, taking them back.
 //!
 //! Decides what a valid name, role and expiry are, and the order of an act: the record is written before a new key
 //! exists, a revocation holds before its record is written; success is reported after both. It never keeps, logs or
 //! records a key's text. Called by `api` (while the server runs) and by `guan`'s commands (while none does).
 
+mod import;
+mod projects;
+
 use std::fmt;
 
 use aws_lc_rs::rand;
 use rules::chain::{Entry, Record};
-use rules::key::{KeyId, Minted, Pepper, mint};
+use rules::key::{Digest, KeyId, Minted, Pepper, mint, mint_again};
+use rules::policy::{Own, Said, explain};
+use rules::snapshot::Roles;
 use serde_json::json;
 use tokio::sync::mpsc::Sender;
 use zeroize::Zeroizing;
@@ -16,12 +21,14 @@ use zeroize::Zeroizing;
 use crate::audit_log::{self, AuditFault};
 use crate::clock::{self, Clock};
 use crate::publish::Publisher;
-use crate::store::{Store, StoreFault};
+use crate::store::{Pending, Store, StoreFault};
 
-pub use crate::store::KeyRow;
+pub use crate::store::{KeyRow, ProjectRow, SecretRow};
+pub use import::{Foreign, ForeignKey, Imported, read_list};
+pub use projects::NewProject;
 
 /// What a new key shall be.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NewKey {
     /// What its owner calls it: 1 to 128 printable characters.
     pub name: String,
@@ -29,8 +36,27 @@ pub struct NewKey {
     pub role: String,
     /// Who pays.
     pub project: Option<String>,
+    /// Before which it isn't valid yet, seconds since 1970.
+    pub not_before: Option<i64>,
     /// From when it is no longer valid, seconds since 1970.
     pub expires_at: Option<i64>,
+    /// What it narrows of its role.
+    pub own: Own,
+    /// What its owner wants to remember: at most 1,000 characters.
+    pub notes: String,
+}
+
+/// A key, whole, for whoever looks after it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shown {
+    /// What is kept of it.
+    pub row: KeyRow,
+    /// Its secrets, newest first.
+    pub secrets: Vec<SecretRow>,
+    /// What it may do after all, and who says so; empty when its role isn't in the config file.
+    pub policy: Vec<Said>,
+    /// Its project is disabled, so it is refused.
+    pub project_disabled: bool,
 }
 
 /// A key that was made. Its text is here and nowhere else.
@@ -93,6 +119,36 @@ pub enum KeysFault {
     Expiry {
         /// What was asked for, RFC 3339.
         given: String,
+    },
+    /// No such project.
+    #[error(
+        "there is no project {0:?}. Make it with `guan project create {0}`, or see `guan project list`"
+    )]
+    Project(String),
+    /// A time before which it would be valid lies after its end.
+    #[error("not_before is after expires_at: the key would never be valid. Give an earlier one")]
+    Never,
+    /// A limit or list of its own that isn't one.
+    #[error("{what} {why}")]
+    Own {
+        /// Which.
+        what: &'static str,
+        /// What is wrong with it and what to write.
+        why: String,
+    },
+    /// It was taken back.
+    #[error("the key {0} is revoked: it gets no new secret. Make a new key")]
+    IsRevoked(KeyId),
+    /// An overlap that isn't one.
+    #[error("an overlap is at most 90 days; give a shorter one, or --at-once")]
+    Overlap,
+    /// A list of foreign keys that can't be read.
+    #[error("line {line}: {why}. Nothing was imported")]
+    Import {
+        /// From 1.
+        line: usize,
+        /// What is wrong with it, never with a part of it.
+        why: &'static str,
     },
     /// Not an id and not the beginning of one.
     #[error(
@@ -160,49 +216,112 @@ impl Keys {
         }
     }
 
-    /// Makes a key. `roles` are the names in the config file; `actor` is who asks (`local:UID`).
+    /// Makes a key. `roles` are those of the config file; `actor` is who asks (`local:UID`).
     ///
     /// # Errors
     /// [`KeysFault`]; then no key was made.
     pub async fn create(
         &self,
         new: NewKey,
-        roles: &[String],
+        roles: &Roles,
         actor: &str,
     ) -> Result<Created, KeysFault> {
         let now = clock::seconds((self.clock)());
-        check(&new, roles, now)?;
+        self.check(&new, roles, now).await?;
         let minted = fresh()?;
+        let row = row_of(new, minted.id, last_letters(&minted.text), now, actor);
         let digest = self.pepper.digest(&minted.text);
-        let row = KeyRow {
-            id: minted.id,
-            name: new.name,
-            role: new.role,
-            project: new.project,
-            created_at: now,
-            expires_at: new.expires_at,
-            revoked_at: None,
-            created_by: actor.to_owned(),
-            last4: last_letters(&minted.text),
-        };
-        let pending = self.store.add_key(&row, &digest).await?;
-        // Recorded first: a key without a record can't be; a record of a key that never came to be does no harm.
-        audit_log::record(&self.audit, self.act("key-create", &row, actor)).await?;
-        if let Err(fault) = pending.commit().await {
-            let mut failed = self.act("key-create", &row, actor);
-            "failure".clone_into(&mut failed.outcome);
-            failed.reason = Some("not-stored".to_owned());
-            let told = audit_log::record(&self.audit, failed).await;
-            tracing::warn!(key = %row.id, told = told.is_ok(), "a key was recorded and then not stored");
-            return Err(fault.into());
-        }
-        if let Err(fault) = self.publisher.publish().await {
-            // The next refresh finds it; the key is good.
-            tracing::warn!(key = %row.id, %fault, "new key not published at once");
-        }
+        let pending = self.store.add_keys(&[(row.clone(), digest)]).await?;
+        self.record_then_commit(self.act("key-create", &row, actor), pending)
+            .await?;
         Ok(Created {
             id: minted.id,
             text: minted.text,
+            row,
+        })
+    }
+
+    /// Gives a key a new secret. The ones before end after `overlap` seconds; 0: at once.
+    ///
+    /// # Errors
+    /// [`KeysFault`]; then nothing has changed.
+    pub async fn rotate(
+        &self,
+        id_or_prefix: &str,
+        overlap: u32,
+        actor: &str,
+    ) -> Result<Created, KeysFault> {
+        if overlap > LONGEST_OVERLAP {
+            return Err(KeysFault::Overlap);
+        }
+        let id = self.named(id_or_prefix).await?;
+        let now = clock::seconds((self.clock)());
+        let until = now.saturating_add(i64::from(overlap));
+        let mut random = Zeroizing::new([0; 32]);
+        rand::fill(random.as_mut()).map_err(|_unspecified| KeysFault::NoRandom)?;
+        let minted = mint_again(id, &random);
+        let digest: Digest = self.pepper.digest(&minted.text);
+        let last4 = last_letters(&minted.text);
+        let (row, pending) = self
+            .store
+            .add_secret(id, &digest, &last4, now, until)
+            .await?
+            .ok_or(KeysFault::IsRevoked(id))?;
+        let mut record = self.act("key-rotate", &row, actor);
+        if let Some(act) = record.act.as_mut().and_then(|act| act.as_object_mut()) {
+            let _none = act.insert("old_until".to_owned(), clock::rfc3339_seconds(until).into());
+        }
+        self.record_then_commit(record, pending).await?;
+        Ok(Created {
+            id,
+            text: minted.text,
+            row,
+        })
+    }
+
+    /// Recorded first: what has no record can't be; a record of what never came to be does no harm, and a second
+    /// one says so.
+    async fn record_then_commit(&self, record: Record, pending: Pending) -> Result<(), KeysFault> {
+        audit_log::record(&self.audit, record.clone()).await?;
+        if let Err(fault) = pending.commit().await {
+            let mut failed = record;
+            "failure".clone_into(&mut failed.outcome);
+            failed.reason = Some("not-stored".to_owned());
+            let told = audit_log::record(&self.audit, failed).await;
+            tracing::warn!(
+                told = told.is_ok(),
+                "an act was recorded and then not stored"
+            );
+            return Err(fault.into());
+        }
+        if let Err(fault) = self.publisher.publish().await {
+            // The next look at the store finds it; the act holds.
+            tracing::warn!(%fault, "an act isn't seen by requests at once");
+        }
+        Ok(())
+    }
+
+    /// A key with its secrets and what it may do after all.
+    ///
+    /// # Errors
+    /// [`KeysFault`].
+    pub async fn show(&self, id_or_prefix: &str, roles: &Roles) -> Result<Shown, KeysFault> {
+        let id = self.named(id_or_prefix).await?;
+        let found = self.store.keys_named(id.as_str(), 1).await?;
+        let row = found.into_iter().next();
+        let row = row.ok_or_else(|| KeysFault::Unknown(id.to_string()))?;
+        let project = match &row.project {
+            Some(name) => self.store.project(name).await?,
+            None => None,
+        };
+        let own = project.as_ref().map(|project| &project.own);
+        let policy = roles
+            .get(&row.role)
+            .map(|role| explain(role, own, Some(&row.own)));
+        Ok(Shown {
+            secrets: self.store.secrets_of(id).await?,
+            policy: policy.unwrap_or_default(),
+            project_disabled: project.is_some_and(|project| !project.enabled),
             row,
         })
     }
@@ -290,6 +409,7 @@ impl Keys {
             "role": row.role,
             "project": row.project,
             "expires_at": row.expires_at.map(clock::rfc3339_seconds),
+            "own": row.own,
         }));
         record
     }
@@ -303,28 +423,121 @@ impl fmt::Debug for Keys {
     }
 }
 
-fn check(new: &NewKey, roles: &[String], now: i64) -> Result<(), KeysFault> {
+impl Keys {
+    async fn check(&self, new: &NewKey, roles: &Roles, now: i64) -> Result<(), KeysFault> {
+        check(new, roles, now)?;
+        if let Some(project) = &new.project
+            && self
+                .store
+                .project(project)
+                .await?
+                .is_none_or(|row| row.name != *project)
+        {
+            return Err(KeysFault::Project(project.clone()));
+        }
+        Ok(())
+    }
+}
+
+fn row_of(new: NewKey, id: KeyId, last4: String, now: i64, actor: &str) -> KeyRow {
+    KeyRow {
+        id,
+        name: new.name,
+        role: new.role,
+        project: new.project,
+        created_at: now,
+        not_before: new.not_before,
+        expires_at: new.expires_at,
+        revoked_at: None,
+        rotated_at: now,
+        last_used: None,
+        created_by: actor.to_owned(),
+        last4,
+        own: new.own,
+        notes: new.notes,
+    }
+}
+
+/// Whether a key's newest secret is older than its role allows.
+#[must_use]
+pub fn is_due(row: &KeyRow, roles: &Roles, now: i64) -> bool {
+    let after = roles.get(&row.role).and_then(|role| role.rotate_after);
+    let after = after.and_then(|seconds| i64::try_from(seconds).ok());
+    row.revoked_at.is_none()
+        && after.is_some_and(|seconds| row.rotated_at.saturating_add(seconds) <= now)
+}
+
+fn check(new: &NewKey, roles: &Roles, now: i64) -> Result<(), KeysFault> {
     if !is_name(&new.name) {
         return Err(KeysFault::Name { what: "name" });
     }
-    if new
-        .project
-        .as_deref()
-        .is_some_and(|project| !is_name(project))
-    {
+    if new.project.as_deref().is_some_and(|name| !is_name(name)) {
         return Err(KeysFault::Name { what: "project" });
     }
-    if !roles.contains(&new.role) {
+    check_notes(&new.notes)?;
+    check_own(&new.own)?;
+    if !roles.contains_key(&new.role) {
         return Err(KeysFault::Role {
             given: new.role.chars().take(64).collect(),
-            known: joined(roles.iter().cloned()),
+            known: joined(roles.keys().cloned()),
         });
     }
-    match new.expires_at {
-        Some(at) if at <= now => Err(KeysFault::Expiry {
+    match (new.not_before, new.expires_at) {
+        (_, Some(at)) if at <= now => Err(KeysFault::Expiry {
             given: clock::rfc3339_seconds(at),
         }),
-        Some(_) | None => Ok(()),
+        (Some(from), Some(at)) if at <= from => Err(KeysFault::Never),
+        (_, Some(_) | None) => Ok(()),
+    }
+}
+
+fn check_notes(notes: &str) -> Result<(), KeysFault> {
+    let bad = notes.chars().count() > 1000 || notes.chars().any(|c| c.is_control() && c != '\n');
+    if bad {
+        let why = "must be at most 1000 printable characters".to_owned();
+        return Err(KeysFault::Own { what: "notes", why });
+    }
+    Ok(())
+}
+
+/// What a key or a project narrows: lists that name something, limits of at least 1.
+fn check_own(own: &Own) -> Result<(), KeysFault> {
+    let fault = |what, why: &str| {
+        Err(KeysFault::Own {
+            what,
+            why: why.to_owned(),
+        })
+    };
+    let names = |list: &[String]| list.len() <= MOST_LISTED && list.iter().all(|n| is_name(n));
+    if own
+        .models
+        .as_deref()
+        .is_some_and(|list| !names(list) || list.iter().any(|m| m == "*"))
+    {
+        return fault(
+            "models",
+            "must be public names of models; leave it out for all",
+        );
+    }
+    let paths = |list: &[String]| names(list) && list.iter().all(|path| path.starts_with("/v1/"));
+    if own.endpoints.as_deref().is_some_and(|list| !paths(list)) {
+        return fault("endpoints", "must be paths such as /v1/chat/completions");
+    }
+    if own
+        .addresses
+        .as_deref()
+        .is_some_and(|list| list.len() > MOST_LISTED)
+    {
+        return fault("addresses", "must be at most 64 ranges");
+    }
+    let zero = [
+        ("requests_per_minute", own.requests_per_minute == Some(0)),
+        ("concurrent_requests", own.concurrent_requests == Some(0)),
+        ("max_output_tokens", own.max_output_tokens == Some(0)),
+    ];
+    match zero.into_iter().find(|(_, zero)| *zero) {
+        Some((what, _)) => fault(what, "must be at least 1"),
+        None => Ok(()),
     }
 }
 
@@ -354,6 +567,10 @@ fn joined(names: impl Iterator<Item = String>) -> String {
 }
 
 const SHORTEST_PREFIX: usize = 4;
+/// Names in a list of a key or project.
+const MOST_LISTED: usize = 64;
+/// 90 days.
+const LONGEST_OVERLAP: u32 = 90 * 86_400;
 
 #[cfg(test)]
 mod tests;

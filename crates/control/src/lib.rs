@@ -11,6 +11,7 @@ pub mod keys;
 pub mod publish;
 pub mod api;
 pub mod audit_log;
+pub mod usage;
 pub mod certificates;
 pub mod bootstrap;
 mod folder;

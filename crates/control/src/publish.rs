@@ -1,17 +1,20 @@
 //! The way from the store to the requests: an immutable snapshot of all keys, swapped whole.
 //!
-//! Decides when it is loaded anew: at once after each act, and at most once a second when a request shows a key that
-//! nobody knows (it may have been made elsewhere). Called by `keys` and, through `guan`, by the gateway's check.
+//! Decides when it is loaded anew: at once after each act of this node, when another node tells of one, each second
+//! in case it couldn't, and when a request shows a key that nobody knows. Only what changed is read. Called by `keys`
+//! and by the wiring; the gateway asks through a channel that the wiring joins.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rules::snapshot;
-use tokio::sync::Mutex;
-use tokio::time::Instant;
+use rules::policy::Own;
+use rules::snapshot::{self, Project, Projects, Secret};
+use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use crate::store::{Store, StoreFault};
+use crate::store::{Listener, Seen, Store, StoreFault, read_own};
 
 /// Puts a snapshot where requests read it.
 pub type Swap = Arc<dyn Fn(snapshot::Keys) + Send + Sync>;
@@ -21,15 +24,104 @@ pub type Swap = Arc<dyn Fn(snapshot::Keys) + Send + Sync>;
 /// # Errors
 /// [`StoreFault`].
 pub async fn load(store: &Store) -> Result<snapshot::Keys, StoreFault> {
-    store.snapshot().await
+    let mut view = View::default();
+    view.follow(store).await?;
+    Ok(view.keys)
+}
+
+/// What was read so far.
+#[derive(Default)]
+struct View {
+    keys: snapshot::Keys,
+    revision: i64,
+    /// One text for all keys of a role or project.
+    words: HashMap<String, Arc<str>>,
+    owns: HashMap<String, Option<Arc<Own>>>,
+}
+
+impl View {
+    /// Reads what changed. `false`: nothing did.
+    async fn follow(&mut self, store: &Store) -> Result<bool, StoreFault> {
+        // Read first: what is committed while the rows are read is read again next time.
+        let revision = store.revision().await?;
+        if revision == self.revision {
+            return Ok(false);
+        }
+        if revision < self.revision {
+            // A database of an earlier time was put in its place: nothing that was read holds.
+            *self = Self::default();
+        }
+        let rows = store.seen_since(self.revision).await?;
+        let mut projects = Projects::new();
+        for row in store.projects().await? {
+            let project = Project {
+                enabled: row.enabled,
+                own: row.own,
+            };
+            let _none = projects.insert(self.word(row.name), project);
+        }
+        let mut secrets = Vec::with_capacity(rows.len());
+        let mut ids: HashMap<rules::key::KeyId, Arc<snapshot::Key>> = HashMap::new();
+        for row in rows {
+            let (digest, until) = (row.digest, row.valid_until.unwrap_or(i64::MAX));
+            let key = match ids.get(&row.id) {
+                Some(key) => Arc::clone(key),
+                None => self.key(row)?,
+            };
+            // Of a million keys few have two secrets; those are worth sharing, the rest isn't worth an entry.
+            if until != i64::MAX {
+                let _before = ids.insert(key.id, Arc::clone(&key));
+            }
+            secrets.push(Secret { digest, key, until });
+        }
+        self.keys = self.keys.with(secrets).with_projects(projects);
+        self.revision = revision;
+        Ok(true)
+    }
+
+    fn key(&mut self, row: Seen) -> Result<Arc<snapshot::Key>, StoreFault> {
+        Ok(Arc::new(snapshot::Key {
+            id: row.id,
+            name: row.name.into(),
+            role: self.word(row.role),
+            project: row.project.map(|name| self.word(name)),
+            not_before: row.not_before,
+            expires_at: row.expires_at,
+            revoked: row.revoked,
+            own: self.own(&row.own)?,
+        }))
+    }
+
+    fn word(&mut self, text: String) -> Arc<str> {
+        if let Some(word) = self.words.get(&text) {
+            return Arc::clone(word);
+        }
+        let word: Arc<str> = text.as_str().into();
+        let _none = self.words.insert(text, Arc::clone(&word));
+        word
+    }
+
+    /// Keys made alike share what they narrow; the table of texts doesn't grow without end.
+    fn own(&mut self, text: &str) -> Result<Option<Arc<Own>>, StoreFault> {
+        if let Some(own) = self.owns.get(text) {
+            return Ok(own.clone());
+        }
+        let own = read_own(text)?;
+        let own = (!own.is_empty()).then(|| Arc::new(own));
+        if self.owns.len() < MOST_SHARED {
+            let _none = self.owns.insert(text.to_owned(), own.clone());
+        }
+        Ok(own)
+    }
 }
 
 /// Loads the keys and swaps them in. Clones share one order: an older view never replaces a newer one.
 #[derive(Clone)]
 pub struct Publisher {
     store: Store,
-    swap: Swap,
-    order: Arc<Mutex<()>>,
+    /// `None`: nobody reads.
+    swap: Option<Swap>,
+    view: Arc<Mutex<View>>,
 }
 
 impl Publisher {
@@ -38,25 +130,38 @@ impl Publisher {
     pub fn new(store: Store, swap: Swap) -> Self {
         Self {
             store,
-            swap,
-            order: Arc::new(Mutex::new(())),
+            swap: Some(swap),
+            view: Arc::default(),
         }
     }
 
     /// For a command that acts while no server runs: nobody reads, so nothing is loaded.
     #[must_use]
     pub fn nobody(store: Store) -> Self {
-        Self::new(store, Arc::new(|_keys| ()))
+        Self {
+            store,
+            swap: None,
+            view: Arc::default(),
+        }
     }
 
-    /// Loads and swaps now.
+    /// Loads and swaps now. Takes at most a minute.
     ///
     /// # Errors
     /// [`StoreFault`]: requests go on reading the view before.
     pub async fn publish(&self) -> Result<(), StoreFault> {
-        let _turn = self.order.lock().await;
-        let keys = load(&self.store).await?;
-        (self.swap)(keys);
+        let Some(swap) = &self.swap else {
+            return Ok(());
+        };
+        let mut view = self.view.lock().await;
+        // The first reads all there is; later ones find the store slow only if it hangs.
+        let limit = if view.revision == 0 { FIRST_LOAD } else { LOAD };
+        let changed = timeout(limit, Box::pin(view.follow(&self.store)))
+            .await
+            .map_err(|_elapsed| StoreFault::Unreachable("no answer in time".to_owned()))??;
+        if changed {
+            swap(view.keys.clone());
+        }
         Ok(())
     }
 }
@@ -67,128 +172,103 @@ impl fmt::Debug for Publisher {
     }
 }
 
-#[derive(Debug)]
-struct Load {
-    began: Instant,
-    ended: Instant,
-    result: Result<(), StoreFault>,
-}
+/// A request's question: is there such a key now? `true`: a view is in force that is younger than the question.
+pub type Question = oneshot::Sender<bool>;
 
-/// Loads the keys for requests whose key nobody knows: one load for all who ask at the same time, at most one a
-/// second, so that made-up keys can't keep the store busy.
-#[derive(Debug)]
-pub struct Refresher {
+/// Keeps the view young: for other nodes' changes, and for requests whose key nobody knows.
+///
+/// Ends when the asking side is dropped. `heard` is called after each successful look at the store.
+pub async fn follow(
     publisher: Publisher,
-    last: Mutex<Option<Load>>,
-}
-
-impl Refresher {
-    /// With the publisher of the running server.
-    #[must_use]
-    pub fn new(publisher: Publisher) -> Self {
-        Self {
-            publisher,
-            last: Mutex::new(None),
+    mut questions: mpsc::Receiver<Question>,
+    heard: impl Fn() + Send,
+) {
+    let mut ear = Ear {
+        store: publisher.store.clone(),
+        listener: None,
+        again: Instant::now(),
+    };
+    let mut asked: Vec<Question> = Vec::new();
+    let mut healthy = true;
+    let mut last_for_question: Option<Instant> = None;
+    loop {
+        // A key that nobody knows brings one look a second for all who ask: made-up keys can't keep the store busy.
+        let due = last_for_question
+            .and_then(|last| last.checked_add(EVERY))
+            .unwrap_or_else(Instant::now);
+        tokio::select! {
+            biased;
+            got = questions.recv_many(&mut asked, MOST_ASKED), if asked.len() < MOST_ASKED => {
+                if got == 0 {
+                    return;
+                }
+                continue;
+            }
+            () = sleep_until(due), if !asked.is_empty() => last_for_question = Some(Instant::now()),
+            () = ear.hears() => {}
+            () = sleep(EVERY) => {}
         }
-    }
-
-    /// Returns when a view is swapped in that is at most a second old.
-    ///
-    /// # Errors
-    /// [`StoreFault`] of the last load: the key can't be judged now, which isn't the same as unknown.
-    pub async fn refresh(&self) -> Result<(), StoreFault> {
-        let asked = Instant::now();
-        let mut last = self.last.lock().await;
-        // Who waited while a load ran takes its result, so that a store that hangs isn't asked once for each.
-        if let Some(load) = &*last
-            && (load.ended > asked || load.began.elapsed() < SHORTEST)
+        let result = publisher.publish().await;
+        if let Err(fault) = &result
+            && healthy
         {
-            return load.result.clone();
+            tracing::error!(%fault, "the store can't be read: known keys go on working, unknown ones get 503");
+        } else if result.is_ok() && !healthy {
+            tracing::info!("the store can be read again");
         }
-        let began = Instant::now();
-        let result = self.publisher.publish().await;
-        *last = Some(Load {
-            began,
-            ended: Instant::now(),
-            result: result.clone(),
-        });
-        result
+        healthy = result.is_ok();
+        if healthy {
+            heard();
+        }
+        for question in asked.drain(..) {
+            // Who has left needs no answer.
+            let _gone = question.send(healthy);
+        }
     }
 }
 
-const SHORTEST: Duration = Duration::from_secs(1);
+/// The listener, made again when it was lost.
+struct Ear {
+    store: Store,
+    listener: Option<Listener>,
+    again: Instant,
+}
+
+impl Ear {
+    /// Returns when something may have changed; never, where nobody else can change anything.
+    async fn hears(&mut self) {
+        loop {
+            match &mut self.listener {
+                Some(listener) => match listener.changed().await {
+                    Ok(()) => return,
+                    Err(fault) => {
+                        tracing::warn!(%fault, "changes of other nodes aren't heard; the store is looked at each second instead");
+                        self.listener = None;
+                    }
+                },
+                None if !self.store.is_shared() => return std::future::pending().await,
+                None => {
+                    sleep_until(self.again).await;
+                    self.again = Instant::now()
+                        .checked_add(EVERY)
+                        .unwrap_or_else(Instant::now);
+                    if let Ok(Some(listener)) = self.store.listen().await {
+                        self.listener = Some(listener);
+                        // Something may have changed while nobody listened.
+                        return;
+                    }
+                }
+            }
+        }
+    }
+}
+
+const EVERY: Duration = Duration::from_secs(1);
+const FIRST_LOAD: Duration = Duration::from_secs(60);
+const LOAD: Duration = Duration::from_secs(5);
+const MOST_SHARED: usize = 10_000;
+/// Requests that may wait for a look at the store at the same time.
+pub const MOST_ASKED: usize = 256;
 
 #[cfg(test)]
-mod tests {
-    use std::sync::atomic::Ordering;
-
-    use super::*;
-    use crate::testbench::{Bench, new_key, roles};
-
-    async fn pass(time: Duration) {
-        tokio::time::pause();
-        tokio::time::advance(time).await;
-        tokio::time::resume();
-    }
-
-    #[tokio::test]
-    async fn an_unknown_key_brings_one_load_a_second_for_all_who_ask() {
-        let bench = Bench::new().await;
-        let refresher = Refresher::new(bench.publisher.clone());
-        let loads = || bench.swaps.load(Ordering::SeqCst);
-        let (a, b, c) = tokio::join!(
-            refresher.refresh(),
-            refresher.refresh(),
-            refresher.refresh()
-        );
-        assert!(a.is_ok() && b.is_ok() && c.is_ok());
-        assert_eq!(loads(), 1);
-        refresher.refresh().await.unwrap();
-        assert_eq!(loads(), 1);
-        pass(SHORTEST).await;
-        refresher.refresh().await.unwrap();
-        assert_eq!(loads(), 2);
-    }
-
-    #[tokio::test]
-    async fn a_key_made_elsewhere_is_found_by_a_refresh() {
-        let bench = Bench::new().await;
-        let other = crate::keys::Keys::new(
-            bench.store.clone(),
-            bench.pepper.clone(),
-            Publisher::nobody(bench.store.clone()),
-            swallow(),
-            Arc::clone(&bench.clock),
-        );
-        let created = other
-            .create(new_key("a"), &roles(), "local:0")
-            .await
-            .unwrap();
-        assert_eq!(bench.accepts(&created.text), None);
-        Refresher::new(bench.publisher.clone())
-            .refresh()
-            .await
-            .unwrap();
-        assert_eq!(bench.accepts(&created.text), Some(true));
-    }
-
-    #[tokio::test]
-    async fn a_failing_store_is_told_to_all_and_asked_again_after_a_second() {
-        let bench = Bench::new().await;
-        let refresher = Refresher::new(bench.publisher.clone());
-        bench.store.close().await;
-        assert!(refresher.refresh().await.is_err());
-        assert!(refresher.refresh().await.is_err());
-        assert_eq!(bench.swaps.load(Ordering::SeqCst), 0);
-    }
-
-    fn swallow() -> tokio::sync::mpsc::Sender<rules::chain::Entry> {
-        let (to, mut from) = tokio::sync::mpsc::channel::<rules::chain::Entry>(4);
-        let _task = tokio::spawn(async move {
-            while let Some(entry) = from.recv().await {
-                (entry.done)(true);
-            }
-        });
-        to
-    }
-}
+mod tests;

@@ -1,104 +1,247 @@
-//! What is kept: keys, and a few facts of this data folder. SQLite here; another database is a second room beside it.
+//! What is kept: keys and their secrets' digests, projects, usage, nodes, and a few facts.
 //!
-//! Decides how rows are written and what a failing database means to people. It knows no key text, no role's
-//! meaning and no time but what it is given. Called by `keys`, `publish` and `bootstrap`.
+//! One [`Store`] over two databases: SQLite in the data folder ([`sqlite`]) or PostgreSQL ([`postgres`]); the acts
+//! below are one SQL text for both. It decides how rows are written and what a failing database means to people. It
+//! knows no key text, no role's meaning and no time but what it is given. Every act that requests must see raises
+//! one number in its transaction, so that whoever follows reads only what changed. Called by `keys`, `publish`,
+//! `usage` and `bootstrap`.
 
+mod copy;
+mod fault;
+mod keys;
+mod nodes;
+mod postgres;
+mod projects;
 mod sqlite;
+mod usage;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use rules::key::KeyId;
-use serde::{Deserialize, Serialize};
+use sqlx::{Postgres, Sqlite, Transaction};
 
-pub use sqlite::Store;
+pub use copy::Copied;
+pub use fault::StoreFault;
+pub use keys::{KeyRow, SecretRow};
+pub(crate) use keys::{Pending, Seen, read_own};
+pub use nodes::NodeRow;
+pub use postgres::Listener;
+pub use projects::ProjectRow;
+pub(crate) use usage::{Cursor, UsageKey};
+pub use usage::{Sums, UsageBy, UsageRow};
 
-/// A key as it is kept and shown: never its text, never its digest. Times are seconds since 1970, RFC 3339 in JSON.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct KeyRow {
-    /// Its public name.
-    pub id: KeyId,
-    /// What its owner calls it.
-    pub name: String,
-    /// The role's name.
-    pub role: String,
-    /// Who pays.
-    pub project: Option<String>,
-    /// When it was made.
-    #[serde(with = "crate::clock::text")]
-    pub created_at: i64,
-    /// From when it is no longer valid.
-    #[serde(with = "crate::clock::text_or_null")]
-    pub expires_at: Option<i64>,
-    /// When it was taken back.
-    #[serde(with = "crate::clock::text_or_null")]
-    pub revoked_at: Option<i64>,
-    /// Who made it: `local:UID`.
-    pub created_by: String,
-    /// The last four letters of its text, to tell keys apart by eye.
-    pub last4: String,
+use fault::classify;
+
+/// Which database.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// A file.
+    Sqlite(PathBuf),
+    /// A server.
+    Postgres(Server),
 }
 
-/// Why the store can't do what it was asked.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum StoreFault {
-    /// Somebody else holds the database.
-    #[error(
-        "the database is held by another program for too long. Try again in a moment; if it stays so, find out who has state/guan.db open (a backup, a sqlite3 shell) and end that"
-    )]
-    Busy,
-    /// The disk is full.
-    #[error("the disk under the database is full, nothing was changed. Make room and try again")]
-    Full,
-    /// The database can't be written: mode, owner, or a read-only file system.
-    #[error(
-        "the database can't be written, nothing was changed. Check the owner of state/guan.db and that its file system is mounted read-write"
-    )]
-    ReadOnly,
-    /// It was made by a later version.
-    #[error(
-        "{path}: made by a newer guan (schema {found}; this version knows {known}). Start the newer version, or restore the backup from before the upgrade"
-    )]
-    TooNew {
-        /// Which file.
-        path: PathBuf,
-        /// Its schema.
-        found: i64,
-        /// The last one that this version knows.
-        known: i64,
-    },
-    /// It is a database of something else, or no database at all.
-    #[error("{path}: not a database of guan. Move it away, or check the data folder's path")]
-    Foreign {
-        /// Which file.
-        path: PathBuf,
-    },
-    /// Others may read it.
-    #[error("{path}: other users may read it (mode {mode:03o}). Type: chmod 600 {path}")]
-    Exposed {
-        /// Which file.
-        path: PathBuf,
-        /// Its mode bits.
-        mode: u32,
-    },
-    /// It can't be opened.
-    #[error("{path}: {cause}. Check that the folder exists and that this user owns it")]
-    Open {
-        /// Which file.
-        path: PathBuf,
-        /// What the system said.
-        cause: String,
-    },
-    /// Its content contradicts itself.
-    #[error(
-        "the database is broken ({0}). Stop guan, keep a copy of state/, and restore your last backup"
-    )]
-    Broken(String),
-    /// A row of that name is there already.
-    #[error("there is one of that name already")]
-    Taken,
-    /// Anything else.
-    #[error(
-        "the database failed ({0}). Try again; if it stays so, look at the disk and the system's log"
-    )]
-    Failed(String),
+/// Where a PostgreSQL server is, and how to be let in.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Server {
+    /// `postgres://USER@HOST:PORT/DATABASE?sslmode=…`, without a password.
+    pub url: String,
+    /// The password; wiped when dropped.
+    pub password: Option<zeroize::Zeroizing<String>>,
 }
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Server")
+            .field("url", &self.url)
+            .finish_non_exhaustive()
+    }
+}
+
+/// An open database. Clones share its connections.
+#[derive(Clone, Debug)]
+pub struct Store {
+    kind: Kind,
+}
+
+#[derive(Clone, Debug)]
+enum Kind {
+    Sqlite(sqlite::Base),
+    Postgres(postgres::Base),
+}
+
+/// A transaction of either.
+#[derive(Debug)]
+pub(crate) enum Tx {
+    Sqlite(Transaction<'static, Sqlite>),
+    Postgres(Transaction<'static, Postgres>),
+}
+
+/// One text for both databases, outside a transaction: `$pool` is where it runs.
+macro_rules! read {
+    ($store:expr, $pool:ident => $act:expr) => {
+        match &$store.kind {
+            crate::store::Kind::Sqlite(base) => {
+                let $pool = base.reader();
+                $act
+            }
+            crate::store::Kind::Postgres(base) => {
+                let $pool = base.pool();
+                $act
+            }
+        }
+        .map_err(|fault| crate::store::fault::classify(&fault))
+    };
+}
+
+/// The same inside a transaction: `$connection` is where it runs.
+macro_rules! within {
+    ($tx:expr, $connection:ident => $act:expr) => {
+        match $tx {
+            crate::store::Tx::Sqlite(tx) => {
+                let $connection = &mut **tx;
+                $act
+            }
+            crate::store::Tx::Postgres(tx) => {
+                let $connection = &mut **tx;
+                $act
+            }
+        }
+        .map_err(|fault| crate::store::fault::classify(&fault))
+    };
+}
+
+pub(in crate::store) use {read, within};
+
+impl Store {
+    /// Opens the database and brings its schema up to date; a file is made if there is none (mode 0600). Waits at
+    /// most five seconds for whoever holds it.
+    ///
+    /// # Errors
+    /// [`StoreFault`].
+    pub async fn open(target: &Target) -> Result<Self, StoreFault> {
+        Self::open_within(target, PATIENCE).await
+    }
+
+    /// The same, with the time that each act waits for whoever holds the database.
+    ///
+    /// # Errors
+    /// [`StoreFault`].
+    pub async fn open_within(target: &Target, patience: Duration) -> Result<Self, StoreFault> {
+        let kind = match target {
+            Target::Sqlite(path) => Kind::Sqlite(sqlite::Base::open(path, patience).await?),
+            Target::Postgres(server) => {
+                Kind::Postgres(postgres::Base::open(server, patience).await?)
+            }
+        };
+        Ok(Self { kind })
+    }
+
+    /// Ends all connections; SQLite folds its write-ahead log into the file.
+    pub async fn close(&self) {
+        match &self.kind {
+            Kind::Sqlite(base) => base.close().await,
+            Kind::Postgres(base) => base.pool().close().await,
+        }
+    }
+
+    /// Whether other nodes may write to it at the same time.
+    #[must_use]
+    pub const fn is_shared(&self) -> bool {
+        matches!(self.kind, Kind::Postgres(_))
+    }
+
+    /// What tells when another node has changed something; none where no other node can.
+    ///
+    /// # Errors
+    /// [`StoreFault`].
+    pub async fn listen(&self) -> Result<Option<Listener>, StoreFault> {
+        match &self.kind {
+            Kind::Sqlite(_) => Ok(None),
+            Kind::Postgres(base) => base.listen().await.map(Some),
+        }
+    }
+
+    async fn begin(&self) -> Result<Tx, StoreFault> {
+        match &self.kind {
+            Kind::Sqlite(base) => base.begin().await.map(Tx::Sqlite),
+            Kind::Postgres(base) => base.begin().await.map(Tx::Postgres),
+        }
+    }
+
+    /// The number of the last change that requests must see.
+    pub(crate) async fn revision(&self) -> Result<i64, StoreFault> {
+        read!(self, pool => sqlx::query_scalar("SELECT number FROM revision WHERE one = 1").fetch_one(pool).await)
+    }
+
+    /// A fact of this store.
+    ///
+    /// # Errors
+    /// [`StoreFault`].
+    pub async fn fact(&self, name: &str) -> Result<Option<Vec<u8>>, StoreFault> {
+        read!(self, pool => sqlx::query_scalar("SELECT value FROM meta WHERE name = $1")
+            .bind(name)
+            .fetch_optional(pool)
+            .await)
+    }
+
+    /// Keeps facts that are not there yet, all or none.
+    ///
+    /// # Errors
+    /// [`StoreFault::Taken`] when one is there.
+    pub(crate) async fn add_facts(&self, facts: &[(&str, &[u8])]) -> Result<(), StoreFault> {
+        let mut tx = self.begin().await?;
+        for (name, value) in facts {
+            let _done = within!(&mut tx, c => sqlx::query("INSERT INTO meta (name, value) VALUES ($1, $2)")
+                .bind((*name).to_owned())
+                .bind(value.to_vec())
+                .execute(c)
+                .await
+                .map(|done| done.rows_affected()))?;
+        }
+        tx.commit().await
+    }
+}
+
+impl Tx {
+    /// The next revision: whoever takes it writes alone until his transaction ends, so that the order of revisions
+    /// is the order of commits.
+    async fn next_revision(&mut self) -> Result<i64, StoreFault> {
+        let number = within!(self, c => sqlx::query_scalar(
+            "UPDATE revision SET number = number + 1 WHERE one = 1 RETURNING number"
+        )
+        .fetch_one(c)
+        .await)?;
+        if let Self::Postgres(tx) = self {
+            // Sent when the transaction commits.
+            let _told = sqlx::query("SELECT pg_notify($1, '')")
+                .bind(postgres::CHANNEL)
+                .execute(&mut **tx)
+                .await
+                .map_err(|fault| classify(&fault))?;
+        }
+        Ok(number)
+    }
+
+    pub(crate) async fn commit(self) -> Result<(), StoreFault> {
+        match self {
+            Self::Sqlite(tx) => tx.commit().await,
+            Self::Postgres(tx) => tx.commit().await,
+        }
+        .map_err(|fault| classify(&fault))
+    }
+}
+
+impl Target {
+    /// The database of a data folder that says nothing else.
+    #[must_use]
+    pub fn in_folder(data: &Path) -> Self {
+        Self::Sqlite(data.join("state/guan.db"))
+    }
+}
+
+/// How long an act waits for whoever holds the database.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests;

@@ -1,13 +1,14 @@
 //! For tests: a data folder's parts in a temporary folder, and a log that can be told to fail.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rules::chain::{Entry, Record};
 use rules::key::Pepper;
-use rules::snapshot;
+use rules::policy::Role;
+use rules::snapshot::{self, Roles};
 use sqlx::{ConnectOptions, SqliteConnection};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
@@ -15,7 +16,7 @@ use tokio::sync::mpsc;
 use crate::clock::{self, Clock};
 use crate::keys::{Keys, NewKey};
 use crate::publish::{Publisher, Swap};
-use crate::store::Store;
+use crate::store::{Server, Store, Target};
 
 pub(crate) const NOW: i64 = 1_800_000_000;
 pub(crate) const BUSY: Duration = Duration::from_millis(200);
@@ -29,7 +30,6 @@ pub(crate) struct Bench {
     pub(crate) clock: Clock,
     /// What requests would read.
     pub(crate) seen: Arc<Mutex<snapshot::Keys>>,
-    pub(crate) swaps: Arc<AtomicUsize>,
     /// What the log got and answered `true`.
     pub(crate) records: Arc<Mutex<Vec<Record>>>,
     /// What the log answers.
@@ -39,11 +39,21 @@ pub(crate) struct Bench {
 impl Bench {
     pub(crate) async fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::open_within(&dir.path().join("guan.db"), BUSY)
-            .await
-            .unwrap();
-        let (seen, swaps) = (Arc::default(), Arc::new(AtomicUsize::new(0)));
-        let publisher = Publisher::new(store.clone(), swap(&seen, &swaps));
+        let target = Target::Sqlite(dir.path().join("guan.db"));
+        Self::on(dir, &target).await
+    }
+
+    /// On a database of the caller's choice.
+    pub(crate) async fn on(dir: TempDir, target: &Target) -> Self {
+        let store = {
+            let patience = match target {
+                Target::Sqlite(_) => BUSY,
+                Target::Postgres(_) => BUSY * 50,
+            };
+            Store::open_within(target, patience).await.unwrap()
+        };
+        let seen = Arc::default();
+        let publisher = Publisher::new(store.clone(), swap(&seen));
         let (to, mut from) = mpsc::channel::<Entry>(64);
         let records: Arc<Mutex<Vec<Record>>> = Arc::default();
         let log_works = Arc::new(AtomicBool::new(true));
@@ -74,7 +84,6 @@ impl Bench {
             pepper,
             clock,
             seen,
-            swaps,
             records,
             log_works,
         }
@@ -86,9 +95,15 @@ impl Bench {
 
     /// Whether requests with this key would find it, and find it good.
     pub(crate) fn accepts(&self, text: &str) -> Option<bool> {
+        self.accepts_at(text, NOW)
+    }
+
+    /// The same at another time.
+    pub(crate) fn accepts_at(&self, text: &str, now: i64) -> Option<bool> {
         let digest = self.pepper.digest(text);
         let seen = self.seen.lock().unwrap();
-        seen.find(&digest).map(|key| !key.revoked)
+        let _there = seen.find(&digest)?;
+        Some(seen.judge(&digest, now, [127, 0, 0, 1].into()).is_ok())
     }
 
     pub(crate) fn actions(&self) -> Vec<String> {
@@ -111,23 +126,45 @@ impl Bench {
     }
 }
 
-fn swap(seen: &Arc<Mutex<snapshot::Keys>>, swaps: &Arc<AtomicUsize>) -> Swap {
-    let (seen, swaps) = (Arc::clone(seen), Arc::clone(swaps));
-    Arc::new(move |keys| {
-        *seen.lock().unwrap() = keys;
-        let _before = swaps.fetch_add(1, Ordering::SeqCst);
-    })
+fn swap(seen: &Arc<Mutex<snapshot::Keys>>) -> Swap {
+    let seen = Arc::clone(seen);
+    Arc::new(move |keys| *seen.lock().unwrap() = keys)
 }
 
-pub(crate) fn roles() -> Vec<String> {
-    vec!["admin".to_owned(), "user".to_owned()]
+/// A new database on a PostgreSQL server of this test process, where its packages are installed.
+pub(crate) fn postgres() -> Option<Target> {
+    let url = testkit::postgres::database()?;
+    Some(Target::Postgres(Server {
+        url,
+        password: None,
+    }))
+}
+
+/// Acts of another node on the same store: this node's requests learn of them by the store only.
+pub(crate) fn elsewhere(bench: &Bench) -> Keys {
+    let (to, mut from) = mpsc::channel::<Entry>(4);
+    let _task = tokio::spawn(async move {
+        while let Some(entry) = from.recv().await {
+            (entry.done)(true);
+        }
+    });
+    Keys::new(
+        bench.store.clone(),
+        bench.pepper.clone(),
+        Publisher::nobody(bench.store.clone()),
+        to,
+        Arc::clone(&bench.clock),
+    )
+}
+
+pub(crate) fn roles() -> Roles {
+    Role::defaults()
 }
 
 pub(crate) fn new_key(name: &str) -> NewKey {
     NewKey {
         name: name.to_owned(),
         role: "user".to_owned(),
-        project: None,
-        expires_at: None,
+        ..NewKey::default()
     }
 }

@@ -21,8 +21,9 @@ pub mod door {
     pub(crate) mod framing;
 }
 
-mod check {
+pub mod check {
     //! Check: who calls, what he may ask for, whether his limits hold.
+    pub mod fresh;
     pub(crate) mod authenticate;
     pub(crate) mod authorise;
     pub(crate) mod reserve;

@@ -22,6 +22,8 @@ pub struct Settings {
     pub commit_after: Duration,
     /// Between two comments on a committed stream.
     pub comment_every: Duration,
+    /// After how long without a word of the store even known keys get 503.
+    pub max_stale: Duration,
     /// Roles by name.
     pub roles: Roles,
     /// Models by public name.

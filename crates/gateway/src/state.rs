@@ -13,6 +13,7 @@ use rules::ident::RequestId;
 use rules::key::Pepper;
 use rules::snapshot::Keys;
 
+use crate::check::fresh::Freshness;
 use crate::limits::memory::Memory;
 use crate::record::slot::Slots;
 use crate::record::trail::{Strangers, Trail};
@@ -35,6 +36,8 @@ pub struct Gateway {
     pub slots: Arc<Slots>,
     /// The way to the audit log.
     pub trail: Trail,
+    /// How young the keys are, and how to ask for younger ones.
+    pub freshness: Arc<Freshness>,
     /// Refusals of callers without a credential, summed up.
     pub strangers: Strangers,
     /// Names of supervised workers that are ready.
@@ -71,6 +74,8 @@ pub struct Parts {
     pub slots: Slots,
     /// The way to the audit log.
     pub trail: Trail,
+    /// How young the keys are, and how to ask for younger ones.
+    pub freshness: Arc<Freshness>,
     /// The clock.
     pub clock: Clock,
 }
@@ -87,6 +92,7 @@ impl Gateway {
             limits: parts.limits,
             slots: Arc::new(parts.slots),
             trail: parts.trail,
+            freshness: parts.freshness,
             strangers: Strangers::default(),
             workers: ArcSwap::default(),
             config_stale: AtomicBool::new(false),

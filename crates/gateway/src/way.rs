@@ -71,8 +71,8 @@ async fn arrive(
             must_have_method(endpoint, &head.method)?;
             return Ok(open(core, id, endpoint));
         }
-        let caller = authenticate(gateway, &settings, &head.headers)?;
-        let standing = gateway.limits.look(caller.key.id, &caller.role, started);
+        let caller = authenticate(gateway, &settings, &head.headers, peer.ip()).await?;
+        let standing = gateway.limits.look(caller.key.id, &caller.policy, started);
         let known = Known {
             core,
             settings: &settings,
@@ -83,10 +83,11 @@ async fn arrive(
         };
         Ok(known.walk(head, incoming, found, standing).await)
     };
-    match answered.await {
+    let answered: Result<_, Refusal> = answered.await;
+    match answered {
         Ok(response) => response,
         Err(refusal) => {
-            gateway.strangers.count(peer.ip());
+            gateway.strangers.count(peer.ip(), refusal.word());
             refuse(id, &refusal)
         }
     }
@@ -140,6 +141,9 @@ impl Known<'_> {
             key,
             endpoint,
         );
+        if !self.caller.policy.allows_endpoint(endpoint.path) {
+            return self.end(account, &Refusal::EndpointNotAllowed).await;
+        }
         match self
             .check((called, &head.headers), incoming, standing, &mut account)
             .await
@@ -291,7 +295,7 @@ impl Known<'_> {
             self.core
                 .gateway
                 .limits
-                .refused(self.caller.key.id, &self.caller.role, now);
+                .refused(self.caller.key.id, &self.caller.policy, now);
         }
         let status = refusal.answer().status;
         let dropped = account.dropped.clone();
@@ -314,7 +318,7 @@ impl Known<'_> {
         self.core
             .gateway
             .limits
-            .refused(self.caller.key.id, &self.caller.role, now);
+            .refused(self.caller.key.id, &self.caller.policy, now);
         refuse(self.id, refusal)
     }
 
@@ -333,7 +337,7 @@ impl Known<'_> {
             .settings
             .models
             .values()
-            .filter(|model| self.caller.role.models.allow(&model.name))
+            .filter(|model| self.caller.policy.models.allow(&model.name))
             .map(|model| shown(model))
             .collect();
         let list = serde_json::json!({ "object": "list", "data": data });
@@ -341,7 +345,7 @@ impl Known<'_> {
     }
 
     fn model(&self, name: &str) -> Response<Body> {
-        match find_model(self.settings, &self.caller.role, &unescape(name)) {
+        match find_model(self.settings, &self.caller.policy, &unescape(name)) {
             Ok(model) => respond(self.id, 200, JSON, Body::whole(shown(&model).to_string())),
             Err(refusal) => self.refused(&refusal),
         }

@@ -11,11 +11,15 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 mod config;
 mod describe;
+mod door;
 mod http;
 mod init;
 mod key;
 mod model;
 mod probe;
+mod project;
+mod store;
+mod usage;
 
 /// The guarded front of your own language model.
 #[derive(Debug, Parser)]
@@ -50,8 +54,14 @@ enum Command {
     Serve,
     /// Make the data folder and, with --model or --upstream, its guan.toml
     Init(init::InitArgs),
-    /// Make, list and take back API keys, whether or not the server runs
+    /// Make, list, rotate and take back API keys, whether or not the server runs
     Key(key::KeyArgs),
+    /// Make projects, and disable them with all their keys
+    Project(project::ProjectArgs),
+    /// Move the database to a server
+    Store(store::StoreArgs),
+    /// Print what keys, projects and models used
+    Usage(usage::UsageArgs),
     /// Load models and look after them
     Model(model::ModelArgs),
     /// Look at the config file
@@ -166,6 +176,9 @@ fn act(command: Command, places: &Places) -> Result<(), Failure> {
         }
         Command::Init(args) => init::run(&args, places),
         Command::Key(args) => key::run(args, places),
+        Command::Project(args) => project::run(args, places),
+        Command::Store(args) => store::run(&args, places),
+        Command::Usage(args) => usage::run(&args, places),
         Command::Model(args) => {
             let glance = config::glance(places)?;
             let models = places.data.join("models");

@@ -113,8 +113,10 @@ fn parse<'t>(text: &'t str, file: &Path) -> Result<(written::File, DeTable<'t>),
 /// What commands need of a file whose secrets may be out of their reach.
 #[derive(Debug, Default)]
 pub(crate) struct Glance {
-    /// The names of all roles.
-    pub(crate) roles: Vec<String>,
+    /// All roles.
+    pub(crate) roles: rules::snapshot::Roles,
+    /// `[store]`, unread: [`Glance::store`] reads it.
+    store: written::Store,
     /// `[server] names`.
     pub(crate) names: Vec<String>,
     /// `[hub] mirror`.
@@ -127,19 +129,43 @@ pub(crate) struct Glance {
 /// [`Faults`]: what is wrong with the form.
 pub(crate) fn glance(text: &str, file: &Path) -> Result<Glance, Faults> {
     let written = parse(text, file)?.0;
-    let mut roles = rules::policy::Role::defaults();
-    let mut names: Vec<String> = roles.keys().cloned().collect();
-    names.extend(
-        written
-            .roles
-            .into_keys()
-            .filter(|name| roles.remove(name).is_none()),
-    );
     Ok(Glance {
-        roles: names,
+        roles: meant::roles(written.roles),
+        store: written.store,
         names: written.server.names,
         mirror: written.hub.mirror,
     })
+}
+
+/// The database at a URL, with the password that a reference names.
+///
+/// # Errors
+/// What is wrong with either.
+pub(crate) fn store_target(
+    url: &str,
+    password: Option<&str>,
+    data: &Path,
+) -> Result<control::store::Target, String> {
+    let store = written::Store {
+        url: Some(url.to_owned()),
+        password: password.map(str::to_owned),
+        max_stale: None,
+    };
+    meant::store::target(&store, data, &environment)
+        .map(|(target, _variable)| target)
+        .map_err(|(key, why)| format!("the {key} {why}"))
+}
+
+impl Glance {
+    /// The database that the server uses; reads its password.
+    ///
+    /// # Errors
+    /// What is wrong with `[store]`.
+    pub(crate) fn store(&self, data: &Path) -> Result<control::store::Target, String> {
+        meant::store::target(&self.store, data, &environment)
+            .map(|(target, _variable)| target)
+            .map_err(|(key, why)| format!("{key} in [store] {why}"))
+    }
 }
 
 /// The file's text; `None` when there is none.

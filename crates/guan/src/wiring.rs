@@ -20,13 +20,18 @@ use control::audit_log::{self, AuditSpec, Log};
 use control::bootstrap::Opened;
 use control::keys::Keys;
 use control::publish::{self, Publisher};
+use control::store::{NodeRow, Store};
+use gateway::check::fresh::Freshness;
 use gateway::limits::memory::Memory;
 use gateway::record::replay::node_died;
 use gateway::record::slot::Slots;
 use gateway::record::trail::Trail;
 use gateway::serve::{self, Cores};
 use gateway::state::{Clock, Gateway, Parts};
+use rules::key::KeyId;
 use rules::limit::Rate;
+use rules::policy::effective;
+use rules::snapshot::Key;
 use tokio::io::AsyncReadExt;
 use tokio::task::LocalSet;
 use wire::control::{Decoder, Start, ToGateway, ToSupervisor, WorkerState, encode};
@@ -92,7 +97,7 @@ fn live(supervisor: &mut UnixStream) -> Result<(), Reason> {
         .build()?;
     let local = LocalSet::new();
     let (log, slots) = local.block_on(&runtime, async {
-        let house = House::build(&start, &config, clock).await?;
+        let house = Box::pin(House::build(&start, &config, clock)).await?;
         let cores = serve::start(&house.gateway, listeners)?;
         house.serve_admin(admin)?;
         say(supervisor, &ToSupervisor::Ready);
@@ -115,6 +120,7 @@ fn live(supervisor: &mut UnixStream) -> Result<(), Reason> {
 struct House {
     gateway: Arc<Gateway>,
     keys: Keys,
+    store: Store,
     log: Log,
     clock: Clock,
 }
@@ -127,13 +133,13 @@ impl House {
             pepper,
             node,
             ..
-        } = control::bootstrap::open(data).await?;
+        } = control::bootstrap::open(data, &config.store).await?;
         let audit = data.join("state/audit");
         let now = clock.unix_ns();
         let mut past = audit_log::past_calls(&audit, now.saturating_sub(REBUILD));
         let (entries, log) = audit_log::open(AuditSpec {
             dir: audit.clone(),
-            node,
+            node: node.clone(),
             generation: start.generation,
             clock: control::clock::system(),
             fsync: match config.audit_fsync {
@@ -145,12 +151,11 @@ impl House {
             control::clock::rfc3339_nanos(i128::from(ns))
         });
         let known = publish::load(&store).await?;
-        past.extend(replay(start, &audit, &trail, &known, clock).await?);
-        let limits = Memory::default();
-        limits.replay(&mut past, |id| {
-            let role = config.settings.roles.get(&*known.by_id(*id)?.role)?;
-            Some(Rate::per_minute(role.requests_per_minute))
-        });
+        let by_id = known.by_id();
+        past.extend(replay(start, &audit, &trail, &by_id, clock).await?);
+        let limits = rebuilt(&mut past, &known, &by_id, config);
+        drop(by_id);
+        let (ask, questions) = tokio::sync::mpsc::channel(publish::MOST_ASKED);
         let (chain, key) = control::certificates::load(&data.join("secrets"))?;
         let gateway = Arc::new(Gateway::new(Parts {
             settings: config.settings.clone(),
@@ -160,6 +165,7 @@ impl House {
             limits,
             slots: Slots::create(&slots_of(data, start.generation))?,
             trail,
+            freshness: Arc::new(Freshness::new(ask)),
             clock,
         }));
         let swap = Arc::clone(&gateway);
@@ -167,10 +173,31 @@ impl House {
             store.clone(),
             Arc::new(move |keys| swap.keys.store(Arc::new(keys))),
         );
-        let keys = Keys::new(store, pepper, publisher, entries, control::clock::system());
+        // The view that the acts of this node go on from, read once more: nothing is between the two.
+        publisher.publish().await?;
+        attend(
+            &gateway,
+            (&publisher, questions),
+            (&store, audit),
+            NodeRow {
+                id: node,
+                started_at: clock.unix_seconds(),
+                seen_at: clock.unix_seconds(),
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                config: digest_of(&start.config),
+            },
+        );
+        let keys = Keys::new(
+            store.clone(),
+            pepper,
+            publisher,
+            entries,
+            control::clock::system(),
+        );
         Ok(Self {
             gateway,
             keys,
+            store,
             log,
             clock,
         })
@@ -184,8 +211,9 @@ impl House {
         let gateway = Arc::clone(&self.gateway);
         let state = ApiState {
             keys: self.keys.clone(),
-            roles: Arc::new(move || gateway.settings.load().roles.keys().cloned().collect()),
+            roles: Arc::new(move || gateway.settings.load().roles.clone()),
             clock: control::clock::system(),
+            store: self.store.clone(),
         };
         let own = rustix::process::geteuid().as_raw();
         // It ends with this process's local set.
@@ -288,12 +316,48 @@ impl House {
     }
 }
 
+/// The limiter as it stood, by each key's policy of now.
+fn rebuilt(
+    past: &mut [rules::chain::PastCall],
+    known: &rules::snapshot::Keys,
+    by_id: &HashMap<KeyId, Arc<Key>>,
+    config: &Config,
+) -> Memory {
+    let limits = Memory::default();
+    limits.replay(past, |id| {
+        let key = by_id.get(id)?;
+        let role = config.settings.roles.get(&*key.role)?;
+        let project = key.project.as_ref().and_then(|name| known.project(name));
+        let policy = effective(role, project.map(|p| &p.own), key.own.as_deref());
+        Some(Rate::per_minute(policy.requests_per_minute))
+    });
+    limits
+}
+
+/// Starts what goes on beside the requests: the view of the keys is kept young, and usage is counted. Both end with
+/// this process's local set.
+fn attend(
+    gateway: &Arc<Gateway>,
+    (publisher, questions): (&Publisher, tokio::sync::mpsc::Receiver<publish::Question>),
+    (store, audit): (&Store, PathBuf),
+    node: NodeRow,
+) {
+    let freshness = Arc::clone(&gateway.freshness);
+    let following = publish::follow(publisher.clone(), questions, move || freshness.heard());
+    drop(tokio::task::spawn_local(following));
+    let clock = gateway.clock;
+    let counting = control::usage::count(store.clone(), audit, node, move || clock.unix_seconds());
+    drop(tokio::task::spawn_local(async move {
+        counting.await;
+    }));
+}
+
 /// Calls that dead generations left: recorded now, their files removed; and counted by the limiter.
 async fn replay(
     start: &Start,
     audit: &Path,
     trail: &Trail,
-    keys: &rules::snapshot::Keys,
+    keys: &HashMap<KeyId, Arc<Key>>,
     clock: Clock,
 ) -> Result<Vec<rules::chain::PastCall>, Reason> {
     let mut past = Vec::new();
@@ -306,7 +370,7 @@ async fn replay(
             .iter()
             .filter(|call| !recorded.contains(&call.id.to_string()))
         {
-            let key = keys.by_id(call.key).map(AsRef::as_ref);
+            let key = keys.get(&call.key).map(AsRef::as_ref);
             let stamp = control::clock::rfc3339_nanos(i128::from(clock.unix_ns()));
             trail.write(node_died(stamp, call, key)).await?;
             past.push(rules::chain::PastCall {
@@ -346,10 +410,23 @@ fn only_at_start(old: &Config, new: &Config) -> Option<&'static str> {
     if old.engines != new.engines {
         return Some("the engines of [[models]] have changed: restart `guan serve` to run them");
     }
+    if old.store != new.store {
+        return Some("[store] has changed: restart `guan serve` to use it");
+    }
     if old.audit_fsync != new.audit_fsync {
         return Some("[audit] fsync has changed: restart `guan serve` to use it");
     }
     None
+}
+
+/// A short name for a config's bytes: nodes that differ in it judge differently.
+fn digest_of(text: &str) -> String {
+    let hash = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, text.as_bytes());
+    hash.as_ref()
+        .iter()
+        .take(8)
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 /// Blocks until the first message is whole.

@@ -109,7 +109,16 @@ pub fn mint(random: &[u8; 44]) -> Minted {
         // 256 isn't a multiple of 62; the id is a name, not a secret, so the small bias does no harm.
         *letter = base62_letter(usize::from(*byte % 62));
     }
-    let id = KeyId(id);
+    mint_for(KeyId(id), secret)
+}
+
+/// Makes another key of the same id from 32 random bytes: what a rotation hands out.
+#[must_use]
+pub fn mint_again(id: KeyId, random: &[u8; 32]) -> Minted {
+    mint_for(id, random)
+}
+
+fn mint_for(id: KeyId, secret: &[u8]) -> Minted {
     let mut text = Zeroizing::new(String::with_capacity(72));
     text.push_str(PREFIX);
     text.push_str(id.as_str());
@@ -252,6 +261,10 @@ mod tests {
             assert_eq!(check(&minted.text), Ok(minted.id));
             assert_eq!(minted.text.len(), 8 + 12 + 1 + 43 + 1 + 6);
         }
+        let first = mint(&random(1));
+        let second = mint_again(first.id, &[9; 32]);
+        assert_eq!(check(&second.text), Ok(first.id));
+        assert_ne!(first.text, second.text);
         let largest = mint(&[0xff; 44]);
         assert_eq!(check(&largest.text), Ok(largest.id));
     }

@@ -8,6 +8,7 @@
 
 pub mod ident;
 pub mod key;
+pub mod network;
 pub mod policy;
 pub mod limit;
 pub mod measure;

@@ -17,17 +17,16 @@ pub enum Refusal {
     MalformedCredential,
     /// The form of a key, but its checksum doesn't fit.
     MistypedKey,
-    /// Well formed, and not a key of ours, or a revoked one: the caller isn't told which.
-    UnknownKey {
-        /// For audit only.
-        revoked: bool,
-    },
+    /// Well formed, and not a key that is good here and now: the caller isn't told why.
+    UnknownKey(Unfit),
     /// It was valid once.
     ExpiredKey,
     /// Keys can't be judged now.
     KeysUnavailable,
     /// Nothing of that name is here.
     NoSuchRoute,
+    /// The endpoint exists, the caller's policy doesn't have it: the text of [`Self::NoSuchRoute`].
+    EndpointNotAllowed,
     /// The route exists, the method doesn't.
     MethodNotAllowed(&'static str),
     /// The body isn't declared as JSON, or is encoded.
@@ -105,6 +104,39 @@ pub enum Refusal {
     Internal,
 }
 
+/// Why a well-formed key isn't good: for audit only. One text for all, so that nobody learns which keys exist.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unfit {
+    /// Not a key of ours.
+    Unknown,
+    /// Taken back.
+    Revoked,
+    /// An old secret of a key that has a new one, after the overlap.
+    Rotated,
+    /// Its time hasn't come.
+    NotYetValid,
+    /// Used from an address that isn't on its list.
+    ForeignAddress,
+    /// Its project is disabled.
+    ProjectDisabled,
+    /// Its role is no longer in the config file.
+    NoRole,
+}
+
+impl Unfit {
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown-key",
+            Self::Revoked => "revoked-key",
+            Self::Rotated => "rotated-key",
+            Self::NotYetValid => "key-not-yet-valid",
+            Self::ForeignAddress => "key-foreign-address",
+            Self::ProjectDisabled => "project-disabled",
+            Self::NoRole => "key-without-role",
+        }
+    }
+}
+
 /// A refusal as it is sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
@@ -137,11 +169,11 @@ impl Refusal {
             Self::NoCredential => "no-credential",
             Self::MalformedCredential => "malformed-credential",
             Self::MistypedKey => "mistyped-key",
-            Self::UnknownKey { revoked: false } => "unknown-key",
-            Self::UnknownKey { revoked: true } => "revoked-key",
+            Self::UnknownKey(unfit) => unfit.word(),
             Self::ExpiredKey => "expired-key",
             Self::KeysUnavailable => "keys-unavailable",
             Self::NoSuchRoute => "no-such-route",
+            Self::EndpointNotAllowed => "endpoint-not-allowed",
             Self::MethodNotAllowed(_) => "method-not-allowed",
             Self::NotJson(_) => "not-json",
             Self::BodyTooLarge { .. } => "body-too-large",
@@ -197,9 +229,10 @@ impl Refusal {
             Self::NoCredential
             | Self::MalformedCredential
             | Self::MistypedKey
-            | Self::UnknownKey { .. }
+            | Self::UnknownKey(_)
             | Self::ExpiredKey => (401, INVALID, Some("invalid_api_key")),
             Self::NoSuchRoute => (404, INVALID, Some("unknown_url")),
+            Self::EndpointNotAllowed => (403, INVALID, Some("unknown_url")),
             Self::MethodNotAllowed(_) => (405, INVALID, Some("method_not_allowed")),
             Self::NotJson(_) => (415, INVALID, Some("unsupported_media_type")),
             Self::BodyTooLarge { .. } => (413, INVALID, Some("request_too_large")),
@@ -233,11 +266,11 @@ impl Refusal {
                 "The API key can't be read. Send exactly one, as `Authorization: Bearer YOUR_KEY`."
             }
             Self::MistypedKey => "The API key is mistyped or cut: its checksum doesn't fit.",
-            Self::UnknownKey { .. } => {
+            Self::UnknownKey(_) => {
                 "Incorrect API key provided. Check the key, or ask your administrator for one."
             }
             Self::ExpiredKey => "The API key has expired. Ask your administrator for a new one.",
-            Self::NoSuchRoute => {
+            Self::NoSuchRoute | Self::EndpointNotAllowed => {
                 "No such endpoint here. This server speaks the OpenAI API below /v1."
             }
             Self::MethodNotAllowed(allowed) => {
@@ -403,10 +436,26 @@ mod tests {
 
     #[test]
     fn unknown_and_revoked_keys_get_one_text_and_a_model_one_text_for_403_and_404() {
-        let a = Refusal::UnknownKey { revoked: true };
-        let b = Refusal::UnknownKey { revoked: false };
-        assert_eq!(a.answer(), b.answer());
-        assert_ne!(a.word(), b.word());
+        let unfit = [
+            Unfit::Unknown,
+            Unfit::Revoked,
+            Unfit::Rotated,
+            Unfit::NotYetValid,
+            Unfit::ForeignAddress,
+            Unfit::ProjectDisabled,
+            Unfit::NoRole,
+        ];
+        let words: std::collections::BTreeSet<_> = unfit.iter().map(|u| u.word()).collect();
+        assert_eq!(words.len(), unfit.len());
+        for unfit in unfit {
+            let answer = Refusal::UnknownKey(unfit).answer();
+            assert_eq!(answer, Refusal::UnknownKey(Unfit::Unknown).answer());
+        }
+        let (allowed, known) = (
+            Refusal::EndpointNotAllowed.answer(),
+            Refusal::NoSuchRoute.answer(),
+        );
+        assert_eq!((allowed.status, &allowed.message), (403, &known.message));
         let known = Refusal::Model {
             name: "x".into(),
             known: true,

@@ -10,5 +10,6 @@
 )]
 
 pub mod client;
+pub mod postgres;
 pub mod server;
 pub mod upstream;

@@ -36,6 +36,15 @@ impl Guan {
     /// When it doesn't.
     #[must_use]
     pub fn start(binary: &Path, config: &str) -> Self {
+        Self::start_with(binary, config, |_data| ())
+    }
+
+    /// The same, with something put into the data folder first.
+    ///
+    /// # Panics
+    /// When it doesn't answer.
+    #[must_use]
+    pub fn start_with(binary: &Path, config: &str, prepare: impl FnOnce(&Path)) -> Self {
         let data = TempDir::new().expect("a folder for the test");
         std::fs::set_permissions(
             data.path(),
@@ -43,6 +52,7 @@ impl Guan {
         )
         .expect("the folder's mode");
         write_file(&data.path().join("guan.toml"), config);
+        prepare(data.path());
         let mut guan = Self {
             binary: binary.to_owned(),
             data,

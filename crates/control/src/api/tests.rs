@@ -8,6 +8,8 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinHandle;
 
 use super::*;
+use crate::clock;
+use crate::keys::KeyRow;
 use crate::testbench::{Bench, NOW, roles};
 
 struct Socket {
@@ -23,6 +25,7 @@ impl Socket {
             keys: bench.keys.clone(),
             roles: Arc::new(roles),
             clock: Arc::clone(&bench.clock),
+            store: bench.store.clone(),
         };
         let serving = tokio::spawn(serve(listener, state, allowed));
         Self { bench, serving }
@@ -75,6 +78,10 @@ fn uid() -> u32 {
 #[tokio::test]
 async fn a_key_is_made_listed_and_taken_back() {
     let socket = Socket::ours().await;
+    let (status, _project) = socket
+        .ask("POST", "/admin/v1/projects", r#"{"name":"p"}"#)
+        .await;
+    assert_eq!(status, 201);
     let body = json!({ "name": "a", "role": "user", "project": "p", "expires_in_seconds": 60 });
     let (status, made) = socket.create(&body).await;
     assert_eq!(status, 201);
@@ -101,7 +108,7 @@ async fn a_key_is_made_listed_and_taken_back() {
     assert_eq!(socket.bench.accepts(text), Some(false));
     assert_eq!(
         socket.bench.actions(),
-        ["key-create", "key-revoke", "key-revoke"]
+        ["project-create", "key-create", "key-revoke", "key-revoke"]
     );
 }
 
@@ -206,7 +213,7 @@ const WRONG: &[(&str, &str, &str, u16, &str)] = &[
         "000000000000",
     ),
     ("DELETE", "/admin/v1/keys/0", "", 400, "12 letters"),
-    ("GET", "/admin/v1/keys/000000000000", "", 405, "method"),
+    ("PUT", "/admin/v1/keys/000000000000", "", 405, "method"),
     ("PUT", "/admin/v1/keys", "", 405, "method"),
     ("GET", "/admin/v1/users", "", 404, "/admin/v1/keys"),
     ("GET", "/v1/models", "", 404, "/admin/v1/keys"),

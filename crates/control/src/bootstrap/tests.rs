@@ -8,6 +8,19 @@ use sqlx::ConnectOptions;
 
 use super::*;
 
+/// On SQLite in the folder, as a config says that says nothing.
+async fn init_here(
+    data: &Path,
+    names: &[String],
+    clock: &Clock,
+) -> Result<FirstStart, BootstrapFault> {
+    init(data, names, &Target::in_folder(data), clock).await
+}
+
+async fn open_here(data: &Path) -> Result<Opened, BootstrapFault> {
+    open(data, &Target::in_folder(data)).await
+}
+
 fn now() -> Clock {
     clock::system()
 }
@@ -15,7 +28,7 @@ fn now() -> Clock {
 async fn made() -> (tempfile::TempDir, FirstStart) {
     let dir = tempfile::tempdir().unwrap();
     let names = ["guan.example".to_owned()];
-    let first = init(&dir.path().join("data"), &names, &now())
+    let first = init_here(&dir.path().join("data"), &names, &now())
         .await
         .unwrap();
     (dir, first)
@@ -56,11 +69,11 @@ async fn a_first_start_makes_a_private_folder_and_a_key_that_opens_it() {
     assert!(data.join("models").is_dir() && is_ready(&data));
     assert!(!data.join("state/unfinished").exists());
 
-    let opened = open(&data).await.unwrap();
+    let opened = open_here(&data).await.unwrap();
     assert_eq!(opened.node, first.node);
     assert!(first.node.len() == 12 && first.node.bytes().all(|byte| byte.is_ascii_alphanumeric()));
     let keys = crate::publish::load(&opened.store).await.unwrap();
-    let key = keys.find(&opened.pepper.digest(&first.key)).unwrap();
+    let key = &keys.find(&opened.pepper.digest(&first.key)).unwrap().key;
     assert_eq!(
         (&*key.role, &*key.name, key.id),
         ("admin", "first key", first.key_id)
@@ -102,14 +115,14 @@ async fn nothing_that_is_there_is_overwritten() {
     let (dir, _first) = made().await;
     let data = dir.path().join("data");
     let kek = fs::read(data.join("secrets/kek")).unwrap();
-    let again = init(&data, &[], &now()).await.unwrap_err();
+    let again = init_here(&data, &[], &now()).await.unwrap_err();
     assert_eq!(again, BootstrapFault::AlreadyMade(data.clone()));
     // A folder that lost its mark is no folder of a cut start.
     fs::remove_file(data.join("state/ready")).unwrap();
-    let found = init(&data, &[], &now()).await.unwrap_err();
+    let found = init_here(&data, &[], &now()).await.unwrap_err();
     assert!(matches!(found, BootstrapFault::NotEmpty(_)), "{found}");
     assert!(matches!(
-        open(&data).await.unwrap_err(),
+        open_here(&data).await.unwrap_err(),
         BootstrapFault::NotMade(_)
     ));
     assert_eq!(fs::read(data.join("secrets/kek")).unwrap(), kek);
@@ -117,13 +130,13 @@ async fn nothing_that_is_there_is_overwritten() {
     let other = tempfile::tempdir().unwrap();
     folder::make(&other.path().join("secrets"), 0o700).unwrap();
     fs::write(other.path().join("secrets/tls.key"), "mine").unwrap();
-    let found = init(other.path(), &[], &now()).await.unwrap_err();
+    let found = init_here(other.path(), &[], &now()).await.unwrap_err();
     assert_eq!(
         found,
         BootstrapFault::NotEmpty(other.path().join("secrets/tls.key"))
     );
     assert!(!other.path().join("state").exists());
-    let wrong = init(&dir.path().join("new"), &["a b".to_owned()], &now())
+    let wrong = init_here(&dir.path().join("new"), &["a b".to_owned()], &now())
         .await
         .unwrap_err();
     assert!(matches!(
@@ -143,14 +156,14 @@ async fn folders_and_files_of_others_in_the_data_folder_stay() {
     for file in ["models/m.gguf", "guan.toml", "state/lock"] {
         fs::write(data.join(file), "x").unwrap();
     }
-    let _first = init(data, &[], &now()).await.unwrap();
+    let _first = init_here(data, &[], &now()).await.unwrap();
     assert_eq!(mode(&data.join("state")), 0o700);
     assert_eq!(fs::read(data.join("models/m.gguf")).unwrap(), b"x");
     assert!(data.join("state/lock").exists());
 
     let linked = tempfile::tempdir().unwrap();
     std::os::unix::fs::symlink(data, linked.path().join("secrets")).unwrap();
-    let fault = init(linked.path(), &[], &now()).await.unwrap_err();
+    let fault = init_here(linked.path(), &[], &now()).await.unwrap_err();
     assert!(matches!(fault, BootstrapFault::Place { .. }), "{fault}");
 }
 
@@ -163,12 +176,12 @@ async fn another_kek_or_a_changed_pepper_opens_nothing() {
     let kept = fs::read(&own).unwrap();
     fs::remove_file(&own).unwrap();
     assert!(matches!(
-        open(&data).await,
+        open_here(&data).await,
         Err(BootstrapFault::Seal(SealFault::File { .. }))
     ));
     let kek = fs::read(foreign.join("secrets/kek")).unwrap();
     folder::write_new(&own, 0o400, &kek).unwrap();
-    let fault = open(&data).await.unwrap_err();
+    let fault = open_here(&data).await.unwrap_err();
     assert!(
         matches!(fault, BootstrapFault::Seal(SealFault::OtherKey { .. })),
         "{fault}"
@@ -184,11 +197,11 @@ async fn another_kek_or_a_changed_pepper_opens_nothing() {
         .unwrap();
     let change = "UPDATE meta SET value = CAST(substr(value, 1, 40) || x'00' || substr(value, 42) AS BLOB) WHERE name = 'pepper'";
     sqlx::raw_sql(change).execute(&mut database).await.unwrap();
-    let fault = open(&data).await.unwrap_err();
+    let fault = open_here(&data).await.unwrap_err();
     assert_eq!(fault, BootstrapFault::Seal(SealFault::Tampered));
     fs::remove_file(data.join("state/guan.db")).unwrap();
     assert_eq!(
-        open(&data).await.unwrap_err(),
+        open_here(&data).await.unwrap_err(),
         BootstrapFault::NoFact("file")
     );
 }
@@ -222,7 +235,7 @@ async fn a_first_start_cut_anywhere_is_made_anew_or_whole() {
         let clock = now();
         let mut polls = 0;
         let ended = {
-            let mut first = pin!(init(&cut_one, &[], &clock));
+            let mut first = pin!(init_here(&cut_one, &[], &clock));
             poll_fn(|context| match first.as_mut().poll(context) {
                 Poll::Ready(result) => Poll::Ready(Some(result)),
                 Poll::Pending if polls == cut => {
@@ -241,18 +254,18 @@ async fn a_first_start_cut_anywhere_is_made_anew_or_whole() {
             break;
         }
         assert!(matches!(
-            open(&crashed).await.unwrap_err(),
+            open_here(&crashed).await.unwrap_err(),
             BootstrapFault::HalfMade(_)
         ));
-        match init(&crashed, &[], &clock).await {
+        match init_here(&crashed, &[], &clock).await {
             Ok(first) => {
-                let opened = open(&crashed).await.unwrap();
+                let opened = open_here(&crashed).await.unwrap();
                 assert_eq!(opened.node, first.node);
                 assert_eq!(opened.store.count_keys().await.unwrap(), 1);
                 anew += 1;
             }
             Err(BootstrapFault::KeyNeverShown) => {
-                let opened = open(&crashed).await.unwrap();
+                let opened = open_here(&crashed).await.unwrap();
                 assert_eq!(opened.store.count_keys().await.unwrap(), 1);
                 whole += 1;
             }
@@ -270,8 +283,55 @@ async fn a_key_that_was_never_shown_is_never_thrown_away() {
     let data = dir.path().join("data");
     fs::remove_file(data.join("state/ready")).unwrap();
     fs::write(data.join("state/unfinished"), "").unwrap();
-    let fault = init(&data, &[], &now()).await.unwrap_err();
+    let fault = init_here(&data, &[], &now()).await.unwrap_err();
     assert_eq!(fault, BootstrapFault::KeyNeverShown);
-    let opened = open(&data).await.unwrap();
+    let opened = open_here(&data).await.unwrap();
     assert_eq!(opened.store.count_keys().await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn nodes_share_a_store_by_its_key_and_a_wrong_one_is_refused() {
+    let Some(target) = crate::testbench::postgres() else {
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let (one, two, three) = (
+        dir.path().join("1"),
+        dir.path().join("2"),
+        dir.path().join("3"),
+    );
+    let first = init(&one, &[], &target, &now()).await.unwrap();
+    // Without the key nothing is made; with another one neither.
+    let fault = init(&two, &[], &target, &now()).await.unwrap_err();
+    assert!(matches!(fault, BootstrapFault::NoKek { .. }), "{fault}");
+    assert!(!two.join("state").exists());
+    let _first = init_here(&three, &[], &now()).await.unwrap();
+    fs::create_dir_all(two.join("secrets")).unwrap();
+    let bring = |from: &Path| {
+        let to = two.join("secrets/kek");
+        let _absent = fs::remove_file(&to);
+        fs::copy(from.join("secrets/kek"), &to).unwrap();
+    };
+    bring(&three);
+    let fault = init(&two, &[], &target, &now()).await.unwrap_err();
+    assert!(
+        matches!(fault, BootstrapFault::Seal(SealFault::OtherKey { .. })),
+        "{fault}"
+    );
+    bring(&one);
+    let joined = init(&two, &[], &target, &now()).await.unwrap_err();
+    assert!(matches!(joined, BootstrapFault::Joined(_)), "{joined}");
+    let opened = open(&two, &target).await.unwrap();
+    assert_ne!(opened.node, first.node);
+    assert_eq!(open(&one, &target).await.unwrap().node, first.node);
+    let keys = crate::publish::load(&opened.store).await.unwrap();
+    assert!(keys.find(&opened.pepper.digest(&first.key)).is_some());
+    // A node whose key was exchanged doesn't start either.
+    let kek = two.join("secrets/kek");
+    fs::remove_file(&kek).unwrap();
+    fs::copy(three.join("secrets/kek"), &kek).unwrap();
+    assert!(matches!(
+        open(&two, &target).await,
+        Err(BootstrapFault::Seal(_))
+    ));
 }

@@ -10,6 +10,15 @@ use crate::testbench::{Bench, NOW, new_key, roles};
 #[tokio::test]
 async fn a_key_is_shown_once_published_at_once_and_kept_as_a_digest_only() {
     let bench = Bench::new().await;
+    let project = NewProject {
+        name: "研发部".to_owned(),
+        ..NewProject::default()
+    };
+    let _project = bench
+        .keys
+        .create_project(project, "local:1000")
+        .await
+        .unwrap();
     let new = NewKey {
         project: Some("研发部".to_owned()),
         expires_at: Some(NOW + 60),
@@ -27,7 +36,7 @@ async fn a_key_is_shown_once_published_at_once_and_kept_as_a_digest_only() {
         bench.keys.list().await.unwrap(),
         std::slice::from_ref(&created.row)
     );
-    let record = bench.records.lock().unwrap()[0].clone();
+    let record = bench.records.lock().unwrap()[1].clone();
     assert_eq!(
         (&*record.action, &*record.outcome),
         ("key-create", "success")
@@ -161,7 +170,7 @@ async fn a_key_is_named_by_the_first_letters_of_its_id_if_they_fit_one_only() {
         let digest = bench.pepper.digest(letter);
         bench
             .store
-            .add_key(&row, &digest)
+            .add_keys(&[(row, digest)])
             .await
             .unwrap()
             .commit()

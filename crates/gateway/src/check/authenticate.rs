@@ -1,14 +1,16 @@
 //! Who calls: one extractor for every header that may carry a key, one look-up, one kind of `Caller`.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
-use rules::key::{self, KeyFault};
-use rules::policy::Role;
-use rules::refusal::Refusal;
-use rules::snapshot::Key;
+use rules::key::{self, Digest, KeyFault};
+use rules::policy::{Policy, effective};
+use rules::refusal::{Refusal, Unfit};
+use rules::snapshot::{Invalid, Key};
 
+use crate::check::fresh::Looked;
 use crate::settings::Settings;
 use crate::state::Gateway;
 
@@ -23,46 +25,73 @@ const LONGEST: usize = 512;
 pub(crate) struct Caller {
     /// The key.
     pub(crate) key: Arc<Key>,
-    /// Its role.
-    pub(crate) role: Role,
+    /// What it may do: the narrowest of role, project and key.
+    pub(crate) policy: Policy,
 }
 
-/// Finds out who calls.
+/// Finds out who calls from `address`.
 ///
 /// # Errors
-/// 401 in all its reasons.
-pub(crate) fn authenticate(
+/// 401 in all its reasons; 503 when the store can't be asked about a key that nobody knows.
+pub(crate) async fn authenticate(
     gateway: &Gateway,
     settings: &Settings,
     headers: &HeaderMap,
+    address: IpAddr,
 ) -> Result<Caller, Refusal> {
     let credential = extract(headers)?;
     // Foreign keys have forms of their own; only a damaged one of ours is told from its form.
-    if key::check(credential) == Err(KeyFault::Checksum) {
+    let form = key::check(credential);
+    if form == Err(KeyFault::Checksum) {
         return Err(Refusal::MistypedKey);
     }
     let digest = gateway.pepper.digest(credential);
+    let first = judge(gateway, settings, &digest, address);
+    if !matches!(first, Err(Refusal::UnknownKey(Unfit::Unknown))) {
+        // What is known is judged by what was read last, as long as that isn't too old to be true.
+        return if gateway.freshness.is_stale(settings.max_stale) {
+            Err(Refusal::KeysUnavailable)
+        } else {
+            first
+        };
+    }
+    // It may have been made on another node a moment ago. Only what has our form is worth a look at the store.
+    let looked = if form.is_ok() {
+        gateway.freshness.look().await
+    } else {
+        Looked::Full
+    };
+    match looked {
+        Looked::Fresh => judge(gateway, settings, &digest, address),
+        Looked::Unavailable => Err(Refusal::KeysUnavailable),
+        // Nobody asked the store: it counts as asked if it answered a moment ago.
+        Looked::Full if gateway.freshness.is_lost() => Err(Refusal::KeysUnavailable),
+        Looked::Full => first,
+    }
+}
+
+/// What the keys in memory say.
+fn judge(
+    gateway: &Gateway,
+    settings: &Settings,
+    digest: &Digest,
+    address: IpAddr,
+) -> Result<Caller, Refusal> {
     let keys = gateway.keys.load();
-    let key = keys
-        .find(&digest)
-        .ok_or(Refusal::UnknownKey { revoked: false })?;
-    if key.revoked {
-        return Err(Refusal::UnknownKey { revoked: true });
-    }
-    if key
-        .expires_at
-        .is_some_and(|at| at <= gateway.clock.unix_seconds())
-    {
-        return Err(Refusal::ExpiredKey);
-    }
+    let (key, project) = keys
+        .judge(digest, gateway.clock.unix_seconds(), address)
+        .map_err(|invalid| match invalid {
+            Invalid::Unfit(why) => Refusal::UnknownKey(why),
+            Invalid::Expired => Refusal::ExpiredKey,
+        })?;
     // A key whose role was taken out of the config may do nothing.
     let role = settings
         .roles
         .get(&*key.role)
-        .ok_or(Refusal::UnknownKey { revoked: false })?;
+        .ok_or(Refusal::UnknownKey(Unfit::NoRole))?;
     Ok(Caller {
+        policy: effective(role, project, key.own.as_deref()),
         key: Arc::clone(key),
-        role: role.clone(),
     })
 }
 

@@ -11,7 +11,7 @@ use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use rules::measure::Tokens;
-use rules::policy::Role;
+use rules::policy::Policy;
 use rules::refusal::Refusal;
 use wire::openai;
 
@@ -63,37 +63,37 @@ pub(crate) async fn authorise(
     .await
     .map_err(|_elapsed| Refusal::BodyTimeout)??;
     account.request_bytes = body.len() as u64;
-    let judged = judge(settings, &caller.role, endpoint, &body, account)?;
+    let judged = judge(settings, &caller.policy, endpoint, &body, account)?;
     account.body = Some(memory);
     Ok(judged)
 }
 
 fn judge(
     settings: &Settings,
-    role: &Role,
+    policy: &Policy,
     endpoint: openai::Endpoint,
     body: &[u8],
     account: &mut Account,
 ) -> Result<Judged, Refusal> {
     let request = openai::Request::read(endpoint, body).map_err(fault)?;
-    let model = find_model(settings, role, request.model())?;
+    let model = find_model(settings, policy, request.model())?;
     account.model = Some(Arc::from(model.name.as_str()));
     account.stream = request.stream();
     request
         .check_caps(&openai::Caps::default())
         .map_err(fault)?;
     let answers = request.choices().saturating_mul(request.prompts());
-    if answers > role.max_choices {
+    if answers > policy.max_choices {
         return Err(Refusal::Body {
             message: format!(
-                "The request asks for {answers} answers (choices times prompts); your role allows {}.",
-                role.max_choices
+                "The request asks for {answers} answers (choices times prompts); your key allows {}.",
+                policy.max_choices
             ),
             param: Some(if request.prompts() > 1 { "prompt" } else { "n" }.to_owned()),
             code: Some("invalid_value"),
         });
     }
-    let cap = role
+    let cap = policy
         .max_output_tokens
         .min(model.max_output_tokens.unwrap_or(u64::MAX));
     let cap = cap.min(request.output_cap().unwrap_or(u64::MAX));
@@ -121,7 +121,7 @@ fn judge(
 /// The model of this name or alias, if the role may call it: aliases are judged by what they stand for.
 pub(crate) fn find_model(
     settings: &Settings,
-    role: &Role,
+    policy: &Policy,
     name: &str,
 ) -> Result<Arc<Model>, Refusal> {
     let refused = |known| Refusal::Model {
@@ -139,7 +139,7 @@ pub(crate) fn find_model(
         .get(name)
         .or_else(by_alias)
         .ok_or_else(|| refused(false))?;
-    if role.models.allow(&model.name) {
+    if policy.models.allow(&model.name) {
         Ok(Arc::clone(model))
     } else {
         Err(refused(true))

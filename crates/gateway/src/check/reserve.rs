@@ -31,7 +31,7 @@ pub(crate) fn reserve(
     account: &mut Account,
 ) -> Result<Reserved, Refusal> {
     let now = gateway.clock.unix_ns();
-    let (standing, hold) = gateway.limits.reserve(caller.key.id, &caller.role, now)?;
+    let (standing, hold) = gateway.limits.reserve(caller.key.id, &caller.policy, now)?;
     account.hold(hold, now, judged.bound);
     account.take_slot().map_err(|fault| {
         if fault.kind() == ErrorKind::WouldBlock {

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rules::chain::PastCall;
 use rules::key::KeyId;
 use rules::limit::{Bucket, Rate, Standing};
-use rules::policy::Role;
+use rules::policy::Policy;
 use rules::refusal::Refusal;
 
 const SHARDS: usize = 16;
@@ -89,10 +89,10 @@ impl Memory {
     ///
     /// # Errors
     /// The rate of calls, or of refused calls, is used up.
-    pub(crate) fn look(&self, key: KeyId, role: &Role, now: u64) -> Result<Standing, Refusal> {
-        let rate = Rate::per_minute(role.requests_per_minute);
+    pub(crate) fn look(&self, key: KeyId, policy: &Policy, now: u64) -> Result<Standing, Refusal> {
+        let rate = Rate::per_minute(policy.requests_per_minute);
         with(self.shard(key), key, |meter| {
-            let refusals = meter.refusals.look(now, refusal_rate(role));
+            let refusals = meter.refusals.look(now, refusal_rate(policy));
             if refusals.remaining == 0 {
                 return Err(Refusal::TooManyRefusals {
                     retry: refusals.retry,
@@ -114,13 +114,13 @@ impl Memory {
     pub(crate) fn reserve(
         &self,
         key: KeyId,
-        role: &Role,
+        policy: &Policy,
         now: u64,
     ) -> Result<(Standing, Hold), Refusal> {
-        let rate = Rate::per_minute(role.requests_per_minute);
+        let rate = Rate::per_minute(policy.requests_per_minute);
         let shard = self.shard(key);
         let standing = with(shard, key, |meter| {
-            if let Some(limit) = role.concurrent_requests
+            if let Some(limit) = policy.concurrent_requests
                 && meter.running >= limit
             {
                 return Err(Refusal::Concurrency {
@@ -141,10 +141,10 @@ impl Memory {
     }
 
     /// Counts a call that was refused after its key was known.
-    pub(crate) fn refused(&self, key: KeyId, role: &Role, now: u64) {
+    pub(crate) fn refused(&self, key: KeyId, policy: &Policy, now: u64) {
         with(self.shard(key), key, |meter| {
             // Whether it fits was asked in `look`; here it is only counted.
-            meter.refusals.take(now, refusal_rate(role)).ok();
+            meter.refusals.take(now, refusal_rate(policy)).ok();
         });
     }
 
@@ -188,9 +188,10 @@ fn with<T>(
     decide(meters.entry(key).or_default())
 }
 
-fn refusal_rate(role: &Role) -> Rate {
+fn refusal_rate(policy: &Policy) -> Rate {
     Rate::per_minute(
-        role.requests_per_minute
+        policy
+            .requests_per_minute
             .saturating_mul(REFUSALS_FOR_EACH_CALL),
     )
 }
@@ -204,22 +205,27 @@ fn too_many(standing: Standing) -> Refusal {
 
 #[cfg(test)]
 mod tests {
+    use rules::policy::{Role, effective};
+
     use super::*;
 
     const S: u64 = 1_000_000_000;
 
-    fn user() -> (KeyId, Role) {
+    fn user() -> (KeyId, Policy) {
         let role = Role::defaults().remove("user").unwrap();
-        (KeyId::parse("abcdefghijkl").unwrap(), role)
+        (
+            KeyId::parse("abcdefghijkl").unwrap(),
+            effective(&role, None, None),
+        )
     }
 
     #[test]
     fn two_hundred_threads_take_exactly_the_limit() {
-        let (memory, (key, mut role)) = (Memory::default(), user());
-        role.concurrent_requests = None;
+        let (memory, (key, mut policy)) = (Memory::default(), user());
+        policy.concurrent_requests = None;
         let passed: usize = std::thread::scope(|scope| {
             let tries: Vec<_> = (0..200)
-                .map(|_| scope.spawn(|| usize::from(memory.reserve(key, &role, S).is_ok())))
+                .map(|_| scope.spawn(|| usize::from(memory.reserve(key, &policy, S).is_ok())))
                 .collect();
             tries.into_iter().map(|t| t.join().unwrap()).sum()
         });
@@ -228,36 +234,36 @@ mod tests {
 
     #[test]
     fn a_place_comes_back_on_drop_and_a_refusal_takes_none() {
-        let (memory, (key, role)) = (Memory::default(), user());
+        let (memory, (key, policy)) = (Memory::default(), user());
         let held: Vec<_> = (0..4)
-            .map(|_| memory.reserve(key, &role, S).unwrap())
+            .map(|_| memory.reserve(key, &policy, S).unwrap())
             .collect();
         for _ in 0..20 {
-            let refused = memory.reserve(key, &role, S).unwrap_err();
+            let refused = memory.reserve(key, &policy, S).unwrap_err();
             assert_eq!(refused, Refusal::Concurrency { limit: 4 });
         }
         drop(held);
-        let (standing, _hold) = memory.reserve(key, &role, S).unwrap();
+        let (standing, _hold) = memory.reserve(key, &policy, S).unwrap();
         assert_eq!(standing.remaining, 5);
     }
 
     #[test]
     fn refused_calls_have_a_bucket_of_their_own() {
-        let (memory, (key, role)) = (Memory::default(), user());
+        let (memory, (key, policy)) = (Memory::default(), user());
         for _ in 0..100 {
-            memory.look(key, &role, S).unwrap();
-            memory.refused(key, &role, S);
+            memory.look(key, &policy, S).unwrap();
+            memory.refused(key, &policy, S);
         }
         assert!(matches!(
-            memory.look(key, &role, S),
+            memory.look(key, &policy, S),
             Err(Refusal::TooManyRefusals { .. })
         ));
-        assert!(memory.look(key, &role, 2 * S).is_ok());
+        assert!(memory.look(key, &policy, 2 * S).is_ok());
     }
 
     #[test]
     fn a_rebuilt_limiter_still_refuses_who_had_used_up_his_minute() {
-        let (memory, (key, role)) = (Memory::default(), user());
+        let (memory, (key, policy)) = (Memory::default(), user());
         let mut past: Vec<_> = (0..10_u64)
             .map(|i| PastCall {
                 key: key.to_string(),
@@ -265,9 +271,9 @@ mod tests {
             })
             .collect();
         memory.replay(&mut past, |_| {
-            Some(Rate::per_minute(role.requests_per_minute))
+            Some(Rate::per_minute(policy.requests_per_minute))
         });
-        assert!(memory.reserve(key, &role, 101 * S).is_err());
-        assert!(memory.reserve(key, &role, 107 * S).is_ok());
+        assert!(memory.reserve(key, &policy, 101 * S).is_err());
+        assert!(memory.reserve(key, &policy, 107 * S).is_ok());
     }
 }

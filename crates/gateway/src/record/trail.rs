@@ -3,7 +3,7 @@
 //! A call takes its place in the channel before it begins, so its record can always be sent, from `Drop` too.
 //! Callers without a credential get one line an address and minute, from a bounded table: they can't fill a disk.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -93,15 +93,18 @@ impl Permit {
     }
 }
 
+/// How many were refused for each reason: the reasons are a closed set.
+type Words = BTreeMap<&'static str, u64>;
+
 /// Refusals of callers without a valid credential.
 #[derive(Debug, Default)]
 pub struct Strangers {
-    counts: Mutex<HashMap<Option<IpAddr>, u64>>,
+    counts: Mutex<HashMap<Option<IpAddr>, Words>>,
 }
 
 impl Strangers {
     /// Counts one.
-    pub(crate) fn count(&self, address: IpAddr) {
+    pub(crate) fn count(&self, address: IpAddr, word: &'static str) {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let place = Some(network(address));
         let place = if counts.len() < ADDRESSES || counts.contains_key(&place) {
@@ -109,7 +112,7 @@ impl Strangers {
         } else {
             None
         };
-        let count = counts.entry(place).or_default();
+        let count = counts.entry(place).or_default().entry(word).or_default();
         *count = count.saturating_add(1);
     }
 
@@ -117,7 +120,8 @@ impl Strangers {
     pub async fn flush(&self, trail: &Trail, unix_ns: u64) {
         let counts =
             std::mem::take(&mut *self.counts.lock().unwrap_or_else(PoisonError::into_inner));
-        for (address, refused) in counts {
+        for (address, words) in counts {
+            let refused: u64 = words.values().sum();
             let record = Record {
                 source_ip: address.map(|a| a.to_string()),
                 reason: Some(
@@ -128,7 +132,7 @@ impl Strangers {
                     }
                     .to_owned(),
                 ),
-                act: Some(serde_json::json!({ "refused": refused })),
+                act: Some(serde_json::json!({ "refused": refused, "reasons": words })),
                 ..blank(trail.stamp(unix_ns), "unauthenticated", "failure")
             };
             // The log says itself that it can't be written; these lines are a sum, not evidence of a call.
@@ -174,13 +178,16 @@ mod tests {
     fn strangers_can_not_make_the_table_grow() {
         let strangers = Strangers::default();
         for n in 0..5000_u32 {
-            strangers.count(IpAddr::V4(n.into()));
+            strangers.count(IpAddr::V4(n.into()), "unknown-key");
         }
         for n in 0..5000_u128 {
-            strangers.count(IpAddr::V6((0x2001_u128 << 112 | n).into()));
+            strangers.count(IpAddr::V6((0x2001_u128 << 112 | n).into()), "revoked-key");
         }
         let counts = strangers.counts.lock().unwrap();
         assert_eq!(counts.len(), ADDRESSES + 1);
-        assert_eq!(counts.values().sum::<u64>(), 10_000);
+        assert_eq!(
+            counts.values().flat_map(BTreeMap::values).sum::<u64>(),
+            10_000
+        );
     }
 }

@@ -4,6 +4,7 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
+use control::store::Target;
 use rules::policy::Models;
 
 use super::{Failure, Places, say};
@@ -102,11 +103,16 @@ fn render(config: &Config) -> String {
     };
     let head = format!(
         "[server]\nlisten = {}\nnames = {names}\nmax_body = {}\nbody_budget = {}\ncommit_after = {}\n\n\
-         [tls]\nmode = \"self-signed\"\n\n[store]\nurl = \"sqlite:state/guan.db\"\n\n[audit]\nfsync = \"{fsync}\"\n",
+         [tls]\nmode = \"self-signed\"\n\n[store]\nurl = {}\nmax_stale = {}\n\n[audit]\nfsync = \"{fsync}\"\n",
         text(&config.listen.to_string()),
         text(&write_size(settings.max_body)),
         text(&write_size(settings.body_budget)),
         text(&write_duration(settings.commit_after)),
+        text(match &config.store {
+            Target::Sqlite(_) => "sqlite:state/guan.db",
+            Target::Postgres(server) => &server.url,
+        }),
+        text(&write_duration(settings.max_stale)),
     );
     out.push_str(&head);
     if let Some(mirror) = &config.mirror {
@@ -126,6 +132,9 @@ fn render(config: &Config) -> String {
             role.max_choices
         )
         .ok();
+        if let Some(seconds) = role.rotate_after {
+            writeln!(out, "rotate_after = \"{seconds}s\"").ok();
+        }
         match role.concurrent_requests {
             Some(n) => writeln!(out, "concurrent_requests = {n}").ok(),
             None => writeln!(out, "# concurrent_requests: no limit").ok(),

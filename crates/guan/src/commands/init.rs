@@ -91,14 +91,20 @@ fn lock(folder: &Folder) -> Result<crate::folder::Lock, Failure> {
 
 /// Certificate, secrets, database, first key; shows the key once.
 fn first_start(folder: &Folder, places: &Places) -> Result<(), Failure> {
-    let names = config::glance(places)?.names;
+    let glance = config::glance(places)?;
+    let target = glance.store(folder.path()).map_err(Failure::new)?;
     let runtime = super::key::runtime()?;
     let clock = control::clock::system();
-    let made = runtime.block_on(bootstrap::init(folder.path(), &names, &clock));
+    let made = runtime.block_on(bootstrap::init(
+        folder.path(),
+        &glance.names,
+        &target,
+        &clock,
+    ));
     match made {
         Ok(first) => show(folder, &first),
         // The folder is whole: serving goes on, and the text says how to get a key.
-        Err(fault @ BootstrapFault::KeyNeverShown) => {
+        Err(fault @ (BootstrapFault::KeyNeverShown | BootstrapFault::Joined(_))) => {
             remark(&format!("guan: {fault}"));
             Ok(())
         }

@@ -1,23 +1,23 @@
-//! `guan key create|list|revoke`: in this process when nobody serves from the data folder, else through the server.
+//! `guan key …`: makes, shows, rotates, takes over and takes back keys.
 //!
-//! The data folder's lock decides which (so both write audit records, in one order). It decides how keys are
-//! printed; who may have one is `control`'s business. Called by `commands`.
+//! It decides how keys are printed; who may have one is `control`'s business, and `door` decides where it acts.
+//! Called by `commands`.
 
-use std::os::unix::net::UnixStream;
+use std::io::Read;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use control::audit_log::{self, AuditSpec, Fsync};
-use control::bootstrap;
-use control::keys::{KeyRow, Keys, KeysFault, NewKey};
-use control::publish::Publisher;
-use serde_json::{Value, json};
+use control::keys::{Foreign, KeyRow, NewKey};
+use rules::network::Network;
+use rules::policy::Own;
+use serde_json::Value;
 use zeroize::Zeroizing;
 
-use super::{Failure, Places, config, http, remark, say};
+use super::door::Door;
+use super::{Failure, Places, remark, say};
 use crate::config::units;
-use crate::folder::{Folder, Held};
 
 /// Make, list and take back API keys.
 #[derive(Debug, Args)]
@@ -45,9 +45,56 @@ enum Command {
         /// For how long it is good, such as 30d or 12h [default: until it is revoked]
         #[arg(long, value_name = "TIME", value_parser = span)]
         expires: Option<Duration>,
+        /// From when it is good, such as 2030-12-31T08:00:00Z [default: at once]
+        #[arg(long, value_name = "TIME", value_parser = moment)]
+        not_before: Option<i64>,
+        /// What to remember of it
+        #[arg(long, default_value = "")]
+        notes: String,
+        #[command(flatten)]
+        own: OwnArgs,
     },
     /// List all keys; never their text
     List,
+    /// Print what a key may do, and who says so
+    Show {
+        /// Its id, or the first letters of it
+        id: String,
+    },
+    /// Give a key a new secret and print it, this once; id, limits and usage stay
+    #[command(group(clap::ArgGroup::new("when").required(true).args(["overlap", "at_once"])))]
+    Rotate {
+        /// Its id, or the first letters of it
+        id: String,
+        /// How long the old secret works on, such as 24h
+        #[arg(long, value_name = "TIME", value_parser = span)]
+        overlap: Option<Duration>,
+        /// The old secret ends now: for a leaked one
+        #[arg(long)]
+        at_once: bool,
+    },
+    /// Take over keys of another gateway, so that no client changes
+    ///
+    /// One key a line, then perhaps a blank and a name; `#` begins a remark. With --plain the keys themselves are read,
+    /// from a file or (`-`) from standard input; with --sha256 their SHA-256 in hex.
+    #[command(group(clap::ArgGroup::new("form").required(true).args(["sha256", "plain"])))]
+    Import {
+        /// A file of SHA-256 hashes, `-` for standard input
+        #[arg(long, value_name = "FILE")]
+        sha256: Option<PathBuf>,
+        /// A file of keys, `-` for standard input
+        #[arg(long, value_name = "FILE")]
+        plain: Option<PathBuf>,
+        /// What keys without a name are called
+        #[arg(long, default_value = "imported")]
+        name: String,
+        /// Their role
+        #[arg(long)]
+        role: String,
+        /// Who pays
+        #[arg(long)]
+        project: Option<String>,
+    },
     /// Take a key back; it is refused from then on
     Revoke {
         /// Its id, or the first letters of it
@@ -55,37 +102,74 @@ enum Command {
     },
 }
 
+/// What a key or a project narrows of its role.
+#[derive(Debug, Args)]
+pub(super) struct OwnArgs {
+    /// Only this model; may be given several times
+    #[arg(long, value_name = "MODEL")]
+    model: Vec<String>,
+    /// Only this endpoint, such as /v1/chat/completions; may be given several times
+    #[arg(long, value_name = "PATH")]
+    endpoint: Vec<String>,
+    /// Only from this address or range, such as 10.0.0.0/8; may be given several times
+    #[arg(long, value_name = "RANGE")]
+    address: Vec<Network>,
+    /// At most so many calls a minute
+    #[arg(long, value_name = "N")]
+    requests_per_minute: Option<u32>,
+    /// At most so many calls at the same time
+    #[arg(long, value_name = "N")]
+    concurrent_requests: Option<u32>,
+    /// Answers of at most so many tokens
+    #[arg(long, value_name = "N")]
+    max_output: Option<u64>,
+}
+
+impl OwnArgs {
+    /// As the rules take it.
+    pub(super) fn meant(self) -> Own {
+        fn some<T>(list: Vec<T>) -> Option<Arc<[T]>> {
+            (!list.is_empty()).then(|| list.into())
+        }
+        Own {
+            models: some(self.model),
+            endpoints: some(self.endpoint),
+            addresses: some(self.address),
+            requests_per_minute: self.requests_per_minute,
+            concurrent_requests: self.concurrent_requests,
+            max_output_tokens: self.max_output,
+        }
+    }
+}
+
 /// Does it.
 ///
 /// # Errors
 /// When the folder, the server or the key's particulars say no.
 pub(super) fn run(args: KeyArgs, places: &Places) -> Result<(), Failure> {
-    if !places.data.is_dir() {
-        return Err(Failure::new(format!(
-            "there is no data folder {}; name the server's with --data DIR, or make one with `guan init`",
-            places.data.display()
-        )));
-    }
-    let folder = Folder::open(&places.data)?;
     let runtime = runtime()?;
-    let door = match folder.lock()? {
-        Ok(lock) => Door::Here(Box::new(
-            runtime.block_on(Here::open(&folder, lock, places))?,
-        )),
-        Err(Held { .. }) => Door::Server(Server { folder }),
-    };
+    let door = Door::open(&runtime, places)?;
     let done = match args.command {
         Command::Create {
             name,
             role,
             project,
             expires,
+            not_before,
+            notes,
+            own,
         } => {
-            let wish = Wish {
+            let now = crate::supervisor::unix_seconds();
+            let ends =
+                |d: Duration| now.saturating_add(i64::try_from(d.as_secs()).unwrap_or(i64::MAX));
+            let wish = NewKey {
                 name,
                 role,
                 project,
-                expires,
+                not_before,
+                expires_at: expires.map(ends),
+                own: own.meant(),
+                notes,
             };
             runtime
                 .block_on(door.create(wish))
@@ -94,6 +178,39 @@ pub(super) fn run(args: KeyArgs, places: &Places) -> Result<(), Failure> {
         Command::List => runtime
             .block_on(door.list())
             .and_then(|rows| show_list(&rows, args.json)),
+        Command::Show { id } => runtime
+            .block_on(door.show(&id))
+            .and_then(|key| show_one(&key, args.json)),
+        Command::Rotate { id, overlap, .. } => {
+            let seconds = u32::try_from(overlap.unwrap_or_default().as_secs()).unwrap_or(u32::MAX);
+            runtime
+                .block_on(door.rotate(&id, seconds))
+                .and_then(|made| show_created(&made, args.json))
+        }
+        Command::Import {
+            sha256,
+            plain,
+            name,
+            role,
+            project,
+        } => {
+            let form = if sha256.is_some() {
+                Foreign::Sha256
+            } else {
+                Foreign::Plain
+            };
+            let file = sha256.or(plain).unwrap_or_else(|| PathBuf::from("-"));
+            let like = NewKey {
+                name,
+                role,
+                project,
+                ..NewKey::default()
+            };
+            read_foreign(&file).and_then(|list| {
+                let rows = runtime.block_on(door.import(form, list, like))?;
+                show_imported(&rows, args.json)
+            })
+        }
         Command::Revoke { id } => {
             let done = runtime.block_on(door.revoke(&id));
             done.and_then(|(row, already)| show_revoked(&row, already, args.json))
@@ -118,261 +235,128 @@ pub(super) fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
         })
 }
 
-struct Wish {
-    name: String,
-    role: String,
-    project: Option<String>,
-    expires: Option<Duration>,
-}
-
 /// A key as it was made; its text is printed and forgotten.
-struct Made {
-    row: KeyRow,
-    key: Zeroizing<String>,
+pub(super) struct Made {
+    pub(super) row: KeyRow,
+    pub(super) key: Zeroizing<String>,
 }
 
-/// Where keys are acted on.
-enum Door {
-    Here(Box<Here>),
-    Server(Server),
-}
-
-impl Door {
-    async fn create(&self, wish: Wish) -> Result<Made, Failure> {
-        match self {
-            Self::Here(here) => here.create(wish).await,
-            Self::Server(server) => server.create(&wish),
-        }
-    }
-
-    async fn list(&self) -> Result<Vec<KeyRow>, Failure> {
-        match self {
-            Self::Here(here) => here.keys.list().await.map_err(words),
-            Self::Server(server) => server.list(),
-        }
-    }
-
-    async fn revoke(&self, id: &str) -> Result<(KeyRow, bool), Failure> {
-        match self {
-            Self::Here(here) => {
-                let revoked = here.keys.revoke(id, &actor()).await.map_err(words)?;
-                Ok((revoked.row, revoked.already))
-            }
-            Self::Server(server) => server.revoke(id),
-        }
-    }
-
-    /// Waits until what was recorded is on disk.
-    fn close(self, runtime: &tokio::runtime::Runtime) {
-        if let Self::Here(here) = self {
-            let Here {
-                store,
-                keys,
-                log,
-                _lock,
-                ..
-            } = *here;
-            drop(keys);
-            if !log.join() {
-                remark(
-                    "guan: the last audit records may not be on disk; make room on the disk of state/audit",
-                );
-            }
-            runtime.block_on(store.close());
-        }
-    }
-}
-
-/// In this process, under the lock.
-struct Here {
-    _lock: crate::folder::Lock,
-    store: control::store::Store,
-    keys: Keys,
-    log: audit_log::Log,
-    roles: Vec<String>,
-}
-
-impl Here {
-    async fn open(
-        folder: &Folder,
-        lock: crate::folder::Lock,
-        places: &Places,
-    ) -> Result<Self, Failure> {
-        let roles = config::glance(places)?.roles;
-        let opened = bootstrap::open(folder.path())
-            .await
-            .map_err(|e| Failure::new(e.to_string()))?;
-        let clock = control::clock::system();
-        let (entries, log) = audit_log::open(AuditSpec {
-            dir: folder.audit(),
-            node: opened.node,
-            generation: folder.next_generation()?,
-            clock: Arc::clone(&clock),
-            fsync: Fsync::Each,
-        })
-        .map_err(|e| Failure::new(e.to_string()))?;
-        let publisher = Publisher::nobody(opened.store.clone());
-        let keys = Keys::new(
-            opened.store.clone(),
-            opened.pepper,
-            publisher,
-            entries,
-            clock,
-        );
-        Ok(Self {
-            _lock: lock,
-            store: opened.store,
-            keys,
-            log,
-            roles,
-        })
-    }
-
-    async fn create(&self, wish: Wish) -> Result<Made, Failure> {
-        let now = crate::supervisor::unix_seconds();
-        let expires_at = wish
-            .expires
-            .map(|span| now.saturating_add(i64::try_from(span.as_secs()).unwrap_or(i64::MAX)));
-        let Wish {
-            name,
-            role,
-            project,
-            expires: _,
-        } = wish;
-        let new = NewKey {
-            name,
-            role,
-            project,
-            expires_at,
-        };
-        let created = self
-            .keys
-            .create(new, &self.roles, &actor())
-            .await
-            .map_err(words)?;
-        Ok(Made {
-            row: created.row,
-            key: created.text,
-        })
-    }
-}
-
-/// Through the server that holds the lock.
-struct Server {
-    folder: Folder,
-}
-
-impl Server {
-    fn create(&self, wish: &Wish) -> Result<Made, Failure> {
-        let seconds = wish
-            .expires
-            .map(|span| u32::try_from(span.as_secs()))
-            .transpose()
-            .map_err(|_large| {
-                Failure::new("--expires is too long; leave it out for a key without an end")
-            })?;
-        let body = json!({
-            "name": wish.name,
-            "role": wish.role,
-            "project": wish.project,
-            "expires_in_seconds": seconds,
-        });
-        let mut answer = self.call("POST", "/admin/v1/keys", Some(&body))?;
-        let key = answer.get_mut("key").map(Value::take);
-        let key = match key {
-            Some(Value::String(text)) => Zeroizing::new(text),
-            _ => return Err(Failure::new("the server's answer has no key; see its log")),
-        };
-        Ok(Made {
-            row: row(answer)?,
-            key,
-        })
-    }
-
-    fn list(&self) -> Result<Vec<KeyRow>, Failure> {
-        let mut rows: Vec<KeyRow> = Vec::new();
-        loop {
-            let after = rows
-                .last()
-                .map(|row| format!("&after={}", row.id))
-                .unwrap_or_default();
-            let mut page = self.call("GET", &format!("/admin/v1/keys?limit=100{after}"), None)?;
-            let data = page.get_mut("data").map(Value::take).unwrap_or_default();
-            let data: Vec<KeyRow> = serde_json::from_value(data).map_err(|e| unreadable(&e))?;
-            let is_last = data.is_empty() || page.get("has_more") != Some(&Value::Bool(true));
-            rows.extend(data);
-            if is_last {
-                return Ok(rows);
-            }
-        }
-    }
-
-    fn revoke(&self, id: &str) -> Result<(KeyRow, bool), Failure> {
-        // What isn't an id must not become a path.
-        let plain = !id.is_empty()
-            && id
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'));
-        if !plain {
-            return Err(words(KeysFault::NotAnId));
-        }
-        let answer = self.call("DELETE", &format!("/admin/v1/keys/{id}"), None)?;
-        let already = answer.get("already_revoked") == Some(&Value::Bool(true));
-        Ok((row(answer)?, already))
-    }
-
-    /// One exchange on the admin socket.
-    fn call(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Value, Failure> {
-        let socket = self.folder.admin_socket();
-        let at = |e: std::io::Error| {
-            Failure::new(format!(
-                "the data folder is in use, but the server doesn't answer on {}: {e}; if it is starting, try again in a moment",
-                socket.display()
-            ))
-        };
-        let stream = UnixStream::connect(&socket).map_err(at)?;
-        stream.set_read_timeout(Some(PATIENCE)).map_err(at)?;
-        stream.set_write_timeout(Some(PATIENCE)).map_err(at)?;
-        let bytes = body.map(|value| value.to_string().into_bytes());
-        let answer =
-            http::exchange(stream, method, "guan", path, None, bytes.as_deref()).map_err(at)?;
-        let value: Value = serde_json::from_slice(&answer.body).map_err(|e| unreadable(&e))?;
-        if (200..300).contains(&answer.status) {
-            return Ok(value);
-        }
-        let message = value.pointer("/error/message").and_then(Value::as_str);
-        Err(Failure::new(match message {
-            Some(message) => message.to_owned(),
-            None => format!("the server answered {}; see its log", answer.status),
-        }))
-    }
-}
-
-/// Who acts, for the audit record.
-fn actor() -> String {
-    format!("local:{}", rustix::process::geteuid().as_raw())
-}
-
-fn words(fault: KeysFault) -> Failure {
-    Failure::new(fault.to_string())
-}
-
-fn unreadable(e: &serde_json::Error) -> Failure {
-    Failure::new(format!(
-        "the server's answer can't be read: {e}; is it of another version?"
-    ))
-}
-
-/// A row from an answer that may say more than the row.
-fn row(answer: Value) -> Result<KeyRow, Failure> {
-    serde_json::from_value(answer).map_err(|e| unreadable(&e))
-}
-
-fn span(text: &str) -> Result<Duration, String> {
+pub(super) fn span(text: &str) -> Result<Duration, String> {
     units::duration(text)
         .filter(|d| *d >= Duration::from_secs(1))
         .ok_or_else(|| "write a number and a unit, such as 30d or 12h".to_owned())
 }
+
+fn moment(text: &str) -> Result<i64, String> {
+    control::clock::parse_rfc3339(text)
+        .ok_or_else(|| "write a time such as 2030-12-31T08:00:00Z".to_owned())
+}
+
+/// A list of foreign keys.
+fn read_foreign(file: &Path) -> Result<Zeroizing<String>, Failure> {
+    let mut text = Zeroizing::new(String::new());
+    let read = if file == Path::new("-") {
+        std::io::stdin().take(MOST_LIST).read_to_string(&mut text)
+    } else {
+        std::fs::File::open(file).and_then(|f| f.take(MOST_LIST).read_to_string(&mut text))
+    };
+    let at = |e| Failure::new(format!("{} can't be read: {e}", file.display()));
+    let _size = read.map_err(at)?;
+    Ok(text)
+}
+
+fn show_imported(rows: &[KeyRow], as_json: bool) -> Result<(), Failure> {
+    if as_json {
+        return say(&serde_json::to_string(rows).unwrap_or_default());
+    }
+    remark(&format!(
+        "{} keys are taken over; their clients go on as before",
+        rows.len()
+    ));
+    let table: Vec<[String; 3]> = rows
+        .iter()
+        .map(|row| [row.id.to_string(), row.last4.clone(), row.name.clone()])
+        .collect();
+    say(&columns(&table))
+}
+
+/// A key with what it may do and who says so, from the API's answer.
+fn show_one(key: &Value, as_json: bool) -> Result<(), Failure> {
+    if as_json {
+        return say(&key.to_string());
+    }
+    let text = |name: &str| match key.get(name) {
+        Some(Value::String(text)) => text.clone(),
+        Some(Value::Null) | None => "-".to_owned(),
+        Some(other) => other.to_string(),
+    };
+    let mut lines = Vec::new();
+    let names = [
+        "id",
+        "name",
+        "role",
+        "project",
+        "created_at",
+        "created_by",
+        "not_before",
+        "expires_at",
+        "revoked_at",
+        "rotated_at",
+        "last_used",
+        "notes",
+    ];
+    lines.extend(names.map(|name| [name.to_owned(), text(name), String::new()]));
+    let list = |name: &str| {
+        key.get(name)
+            .and_then(Value::as_array)
+            .cloned()
+            .unwrap_or_default()
+    };
+    let of = |value: &Value, name: &str| {
+        value
+            .get(name)
+            .and_then(Value::as_str)
+            .unwrap_or("")
+            .to_owned()
+    };
+    for secret in list("secrets") {
+        let until = of(&secret, "valid_until");
+        let until = if until.is_empty() {
+            "as long as the key".to_owned()
+        } else {
+            format!("until {until}")
+        };
+        lines.push([
+            "secret".to_owned(),
+            format!(
+                "…{} made {}",
+                of(&secret, "last4"),
+                of(&secret, "created_at")
+            ),
+            until,
+        ]);
+    }
+    for said in list("policy") {
+        lines.push([
+            of(&said, "name"),
+            of(&said, "value"),
+            format!("by {}", of(&said, "from")),
+        ]);
+    }
+    if list("policy").is_empty() {
+        remark("its role isn't in the config file: the key is refused");
+    }
+    if key.get("project_disabled") == Some(&Value::Bool(true)) {
+        remark("its project is disabled: the key is refused");
+    }
+    if key.get("rotation_due") == Some(&Value::Bool(true)) {
+        remark("its secret is older than the role's rotate_after: type `guan key rotate`");
+    }
+    say(&columns(&lines))
+}
+
+/// No list is larger, bytes.
+const MOST_LIST: u64 = 4 << 20;
 
 /// The key alone on standard output, so that `KEY=$(guan key create …)` works.
 fn show_created(made: &Made, as_json: bool) -> Result<(), Failure> {
@@ -395,9 +379,19 @@ fn show_created(made: &Made, as_json: bool) -> Result<(), Failure> {
     say(key)
 }
 
-fn show_list(rows: &[KeyRow], as_json: bool) -> Result<(), Failure> {
+fn show_list(rows: &[(KeyRow, bool)], as_json: bool) -> Result<(), Failure> {
     if as_json {
-        return say(&serde_json::to_string(rows).unwrap_or_default());
+        let rows: Vec<Value> = rows
+            .iter()
+            .map(|(row, due)| {
+                let mut row = serde_json::to_value(row).unwrap_or_default();
+                if let Value::Object(members) = &mut row {
+                    drop(members.insert("rotation_due".to_owned(), Value::from(*due)));
+                }
+                row
+            })
+            .collect();
+        return say(&Value::from(rows).to_string());
     }
     if rows.is_empty() {
         remark("there is no key; make one with `guan key create --name NAME --role user`");
@@ -406,7 +400,7 @@ fn show_list(rows: &[KeyRow], as_json: bool) -> Result<(), Failure> {
     let now = crate::supervisor::unix_seconds();
     let mut table =
         vec![["ID", "ENDS IN", "NAME", "ROLE", "PROJECT", "MADE", "STATE"].map(str::to_owned)];
-    table.extend(rows.iter().map(|row| {
+    table.extend(rows.iter().map(|(row, due)| {
         let state = match (row.revoked_at, row.expires_at) {
             (Some(at), _) => format!("revoked {}", control::clock::rfc3339_seconds(at)),
             (None, Some(at)) if at <= now => {
@@ -414,6 +408,11 @@ fn show_list(rows: &[KeyRow], as_json: bool) -> Result<(), Failure> {
             }
             (None, Some(at)) => format!("good until {}", control::clock::rfc3339_seconds(at)),
             (None, None) => "good".to_owned(),
+        };
+        let state = if *due {
+            format!("{state}, rotation due")
+        } else {
+            state
         };
         [
             row.id.to_string(),
@@ -445,7 +444,7 @@ fn show_revoked(row: &KeyRow, already: bool, as_json: bool) -> Result<(), Failur
 }
 
 /// Columns as wide as their widest text.
-fn columns<const N: usize>(table: &[[String; N]]) -> String {
+pub(super) fn columns<const N: usize>(table: &[[String; N]]) -> String {
     let width = |column: usize| {
         table
             .iter()
@@ -465,6 +464,3 @@ fn columns<const N: usize>(table: &[[String; N]]) -> String {
     });
     lines.collect::<Vec<_>>().join("\n")
 }
-
-/// For each step of an exchange with the server.
-const PATIENCE: Duration = Duration::from_secs(10);

@@ -10,13 +10,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use gateway::settings::{Model, Settings, Target};
+use control::store::Target;
+use gateway::settings::{self, Model, Settings};
 use rules::policy::{DEFAULT_MAX_CHOICES, Models, Role};
+use rules::snapshot::Roles;
 
 use super::units::{Size, Span, write_duration, write_size};
 use super::{Place, Seat, nearest, written};
 
 mod models;
+pub(crate) mod store;
 
 /// Everything that `guan.toml` says.
 #[derive(Clone, Debug)]
@@ -29,6 +32,8 @@ pub(crate) struct Config {
     pub(crate) settings: Settings,
     /// The workers that the supervisor runs.
     pub(crate) engines: Vec<EngineSpec>,
+    /// Where keys, projects and usage are kept.
+    pub(crate) store: Target,
     /// When audit records reach the disk.
     pub(crate) audit_fsync: Fsync,
     /// Where `guan model pull` fetches from, if not from the hubs.
@@ -53,12 +58,14 @@ impl Config {
             .values()
             .flat_map(|m| m.replicas.iter().map(move |r| (m, r)));
         let authorities = replicas.filter_map(|(model, replica)| match &replica.target {
-            Target::Https { ca: Some(ca), .. } if !ca.is_file() => Some(format!(
+            settings::Target::Https { ca: Some(ca), .. } if !ca.is_file() => Some(format!(
                 "the model \"{}\" has a replica whose ca isn't there: {}",
                 model.name,
                 ca.display()
             )),
-            Target::Https { .. } | Target::Http { .. } | Target::Unix(_) => None,
+            settings::Target::Https { .. }
+            | settings::Target::Http { .. }
+            | settings::Target::Unix(_) => None,
         });
         engines.chain(authorities).collect()
     }
@@ -143,12 +150,7 @@ pub(super) fn convert(file: written::File, place: &Place<'_>) -> Result<Config, 
         &one_of(file.tls.mode, "self-signed"),
         &["self-signed"],
     );
-    judge.word(
-        &top.key("store"),
-        "url",
-        &one_of(file.store.url, DATABASE),
-        &[DATABASE],
-    );
+    let (store, max_stale) = judge.store(&top.key("store"), &file.store, place);
     let fsync = one_of(file.audit.fsync, "interval");
     judge.word(&top.key("audit"), "fsync", &fsync, &["interval", "each"]);
     let mirror = judge.mirror(&top.key("hub"), file.hub.mirror);
@@ -165,10 +167,12 @@ pub(super) fn convert(file: written::File, place: &Place<'_>) -> Result<Config, 
             body_budget: budget,
             commit_after,
             comment_every: COMMENT_EVERY,
+            max_stale,
             roles,
             models,
         },
         engines,
+        store,
         audit_fsync: if fsync == "each" {
             Fsync::Each
         } else {
@@ -177,6 +181,15 @@ pub(super) fn convert(file: written::File, place: &Place<'_>) -> Result<Config, 
         mirror,
         environment: judge.environment,
     })
+}
+
+/// The roles that a file means, as far as they can be read: for commands, which judge nothing.
+pub(super) fn roles(written: BTreeMap<String, written::Role>) -> Roles {
+    let mut judge = Judge {
+        problems: Vec::new(),
+        environment: BTreeSet::new(),
+    };
+    judge.roles(written, &BTreeMap::new())
 }
 
 /// Gathers what is wrong, so that one look at the file mends it all.
@@ -289,6 +302,32 @@ impl Judge {
         self.fault(table, key, &format!("{what} {}{hint}", list.join(", ")));
     }
 
+    fn store(
+        &mut self,
+        seat: &Seat,
+        written: &written::Store,
+        place: &Place<'_>,
+    ) -> (Target, Duration) {
+        let max_stale = self.span(
+            seat,
+            "max_stale",
+            written.max_stale,
+            Duration::from_hours(1),
+            Duration::from_secs(10)..=Duration::from_hours(24 * 30),
+        );
+        let target = match store::target(written, place.data, place.env) {
+            Ok((target, variable)) => {
+                self.environment.extend(variable);
+                target
+            }
+            Err((key, why)) => {
+                self.fault(seat, key, &why);
+                Target::in_folder(place.data)
+            }
+        };
+        (target, max_stale)
+    }
+
     fn listen(&mut self, server: &Seat, written: Option<&str>) -> SocketAddr {
         let default = SocketAddr::from(([0, 0, 0, 0], 8443));
         let Some(text) = written else { return default };
@@ -371,6 +410,7 @@ impl Judge {
                     concurrent_requests: None,
                     max_output_tokens: 1,
                     max_choices: DEFAULT_MAX_CHOICES,
+                    rotate_after: None,
                 },
             ),
         };
@@ -415,6 +455,12 @@ impl Judge {
         }
         if let Some(n) = self.number(seat, "max_choices", role.max_choices, &(1..=128)) {
             meant.max_choices = n;
+        }
+        if let Some(Span(after)) = role.rotate_after {
+            if after < Duration::from_secs(60) {
+                self.fault(seat, "rotate_after", "must be at least 1m, such as \"90d\"");
+            }
+            meant.rotate_after = Some(after.as_secs());
         }
         if let Some(named) = role.models {
             meant.models = self.role_models(seat, named, models);
@@ -465,9 +511,6 @@ pub(crate) fn is_model_name(name: &str) -> bool {
 
 /// Between two comments on a committed stream.
 const COMMENT_EVERY: Duration = Duration::from_secs(15);
-
-/// The one store of this version.
-const DATABASE: &str = "sqlite:state/guan.db";
 
 const PER_MINUTE: RangeInclusive<u64> = 1..=1_000_000;
 

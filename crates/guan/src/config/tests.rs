@@ -285,6 +285,31 @@ replicas = []
 }
 
 #[test]
+fn a_password_stands_nowhere_but_in_its_reference() {
+    let table = [
+        (
+            "[store]\nurl = \"postgres://h/d\"",
+            "guan.toml:2: url in [store] must name user and database: \"postgres://USER@HOST:PORT/DATABASE\"",
+        ),
+        (
+            "[store]\nurl = \"postgres://u:hunter2@h/d\"",
+            "guan.toml:2: url in [store] holds a password; take it out and say password = \"file:secrets/store-password\"",
+        ),
+        (
+            "[store]\nurl = \"postgres://u@h/d?password=hunter2\"",
+            "guan.toml:2: url in [store] holds a password; take it out and say password = \"file:secrets/store-password\"",
+        ),
+        (
+            "[store]\npassword = \"file:x\"",
+            "guan.toml:2: password in [store] is for PostgreSQL; SQLite has none",
+        ),
+    ];
+    for (text, said) in table {
+        assert_eq!(refused(text), [said], "{text}");
+    }
+}
+
+#[test]
 fn each_bad_value_is_refused_in_its_own_words() {
     let table = [
         (
@@ -324,8 +349,8 @@ fn each_bad_value_is_refused_in_its_own_words() {
             "guan.toml:2: mode in [tls] can only be \"self-signed\"",
         ),
         (
-            "[store]\nurl = \"postgres://h\"",
-            "guan.toml:2: url in [store] can only be \"sqlite:state/guan.db\"",
+            "[store]\nurl = \"mysql://h\"",
+            "guan.toml:2: url in [store] must be \"sqlite:state/guan.db\" or \"postgres://USER@HOST:PORT/DATABASE\"",
         ),
         (
             "[audit]\nfsync = \"eech\"",

@@ -45,6 +45,8 @@ pub(super) struct Tls {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Store {
     pub(super) url: Option<String>,
+    pub(super) password: Option<String>,
+    pub(super) max_stale: Option<Span>,
 }
 
 /// `[audit]`.
@@ -70,6 +72,7 @@ pub(super) struct Role {
     pub(super) max_output_tokens: Option<i64>,
     pub(super) concurrent_requests: Option<i64>,
     pub(super) max_choices: Option<i64>,
+    pub(super) rotate_after: Option<Span>,
 }
 
 /// `[[models]]`.

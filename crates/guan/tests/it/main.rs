@@ -1,6 +1,7 @@
 //! Tests of the running binary.
 
 mod field_cases;
+mod keys;
 mod model_pull;
 mod records;
 mod start;

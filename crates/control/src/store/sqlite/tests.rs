@@ -6,7 +6,19 @@ use std::time::Instant;
 use sqlx::SqliteConnection;
 
 use super::*;
+use crate::store::{Kind, Store, Target};
 use crate::testbench::{BUSY, Bench, new_key, roles};
+
+async fn open(path: &Path) -> Result<Store, StoreFault> {
+    Store::open(&Target::Sqlite(path.to_path_buf())).await
+}
+
+fn base(bench: &Bench) -> &Base {
+    match &bench.store.kind {
+        Kind::Sqlite(base) => base,
+        Kind::Postgres(_) => panic!("the bench is on SQLite"),
+    }
+}
 
 async fn raw(path: &Path) -> SqliteConnection {
     SqliteConnectOptions::new()
@@ -40,9 +52,9 @@ async fn all_files_of_the_database_are_private() {
 async fn a_database_that_others_may_read_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("guan.db");
-    Store::open(&path).await.unwrap().close().await;
+    open(&path).await.unwrap().close().await;
     fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
-    let fault = Store::open(&path).await.unwrap_err();
+    let fault = open(&path).await.unwrap_err();
     assert_eq!(fault, StoreFault::Exposed { path, mode: 0o640 });
 }
 
@@ -50,19 +62,19 @@ async fn a_database_that_others_may_read_is_refused() {
 async fn a_newer_database_and_one_of_another_program_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let newer = dir.path().join("newer.db");
-    Store::open(&newer).await.unwrap().close().await;
+    open(&newer).await.unwrap().close().await;
     let mut other = raw(&newer).await;
     sqlx::raw_sql("PRAGMA user_version = 99")
         .execute(&mut other)
         .await
         .unwrap();
-    let fault = Store::open(&newer).await.unwrap_err();
+    let fault = open(&newer).await.unwrap_err();
     assert!(
         matches!(
             fault,
             StoreFault::TooNew {
                 found: 99,
-                known: 1,
+                known: 2,
                 ..
             }
         ),
@@ -77,7 +89,7 @@ async fn a_newer_database_and_one_of_another_program_are_refused() {
         .execute(&mut other)
         .await
         .unwrap();
-    let fault = Store::open(&foreign).await.unwrap_err();
+    let fault = open(&foreign).await.unwrap_err();
     assert!(matches!(fault, StoreFault::Foreign { .. }), "{fault}");
 
     let text = dir.path().join("text.db");
@@ -87,14 +99,11 @@ async fn a_newer_database_and_one_of_another_program_are_refused() {
     )
     .unwrap();
     fs::set_permissions(&text, fs::Permissions::from_mode(0o600)).unwrap();
-    let fault = Store::open(&text).await.unwrap_err();
+    let fault = open(&text).await.unwrap_err();
     assert!(matches!(fault, StoreFault::Foreign { .. }), "{fault}");
 
     let nowhere = dir.path().join("no/such/guan.db");
-    assert!(matches!(
-        Store::open(&nowhere).await,
-        Err(StoreFault::Open { .. })
-    ));
+    assert!(matches!(open(&nowhere).await, Err(StoreFault::Open { .. })));
 }
 
 #[tokio::test]
@@ -103,9 +112,9 @@ async fn a_migration_that_fails_leaves_everything_as_it_was() {
     let bad: Vec<&'static str> = MIGRATIONS
         .iter()
         .copied()
-        .chain(["CREATE TABLE more (x INTEGER) STRICT; PRAGMA user_version = 2; CREATE TABLE keys (id TEXT);"])
+        .chain(["CREATE TABLE more (x INTEGER) STRICT; PRAGMA user_version = 3; CREATE TABLE keys (id TEXT);"])
         .collect();
-    assert!(bench.store.migrate(&bad).await.is_err());
+    assert!(base(&bench).migrate(&bad).await.is_err());
     let mut other = raw(&bench.database()).await;
     let version: i64 = sqlx::query_scalar("PRAGMA user_version")
         .fetch_one(&mut other)
@@ -115,8 +124,8 @@ async fn a_migration_that_fails_leaves_everything_as_it_was() {
         .fetch_one(&mut other)
         .await
         .unwrap();
-    assert_eq!((version, more), (1, 0));
-    bench.store.migrate(MIGRATIONS).await.unwrap();
+    assert_eq!((version, more), (2, 0));
+    base(&bench).migrate(MIGRATIONS).await.unwrap();
 }
 
 #[tokio::test]
@@ -145,20 +154,6 @@ async fn who_holds_the_database_makes_writers_busy_and_readers_go_on() {
 }
 
 #[tokio::test]
-async fn facts_are_added_once_all_or_none() {
-    let bench = Bench::new().await;
-    bench.store.add_facts(&[("a", b"1")]).await.unwrap();
-    let fault = bench
-        .store
-        .add_facts(&[("b", b"2"), ("a", b"3")])
-        .await
-        .unwrap_err();
-    assert_eq!(fault, StoreFault::Taken);
-    assert_eq!(bench.store.fact("a").await.unwrap().unwrap(), b"1");
-    assert_eq!(bench.store.fact("b").await.unwrap(), None);
-}
-
-#[tokio::test]
 async fn what_is_written_is_there_after_it_was_closed() {
     let bench = Bench::new().await;
     let created = bench
@@ -168,7 +163,55 @@ async fn what_is_written_is_there_after_it_was_closed() {
         .unwrap();
     bench.store.close().await;
     assert!(!bench.dir.path().join("guan.db-wal").exists());
-    let again = Store::open(&bench.database()).await.unwrap();
+    let again = open(&bench.database()).await.unwrap();
     assert_eq!(again.keys_after(None, 10).await.unwrap(), [created.row]);
     assert_eq!(again.count_keys().await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn a_database_of_the_first_schema_is_brought_up_to_date_with_all_its_keys() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("guan.db");
+    fs::write(&path, "").unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    let mut old = raw(&path).await;
+    sqlx::raw_sql(MIGRATIONS[0])
+        .execute(&mut old)
+        .await
+        .unwrap();
+    for (id, digest, project) in [("aaaaaaaaaaaa", 1_u8, Some("p")), ("bbbbbbbbbbbb", 2, None)] {
+        sqlx::query(
+            "INSERT INTO keys VALUES ($1, $2, 'n', 'user', $3, 7, 9, NULL, 'local:0', 'wxyz')",
+        )
+        .bind(id)
+        .bind(vec![digest; 32])
+        .bind(project)
+        .execute(&mut old)
+        .await
+        .unwrap();
+    }
+    sqlx::Connection::close(old).await.unwrap();
+    let store = open(&path).await.unwrap();
+    let rows = store.keys_after(None, 10).await.unwrap();
+    assert_eq!(rows.len(), 2);
+    assert_eq!(
+        (
+            rows[0].rotated_at,
+            rows[0].expires_at,
+            rows[0].project.as_deref()
+        ),
+        (7, Some(9), Some("p"))
+    );
+    let keys = crate::publish::load(&store).await.unwrap();
+    let digest = rules::key::Digest::from_bytes([1; 32]);
+    assert!(keys.judge(&digest, 8, [127, 0, 0, 1].into()).is_ok());
+    assert!(store.project("p").await.unwrap().unwrap().enabled);
+    // The references follow the table that was put in place of the old one.
+    store.close().await;
+    let mut again = raw(&path).await;
+    let broken: Vec<(String,)> = sqlx::query_as("SELECT \"table\" FROM pragma_foreign_key_check")
+        .fetch_all(&mut again)
+        .await
+        .unwrap();
+    assert!(broken.is_empty());
 }

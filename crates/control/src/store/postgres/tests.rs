@@ -1,0 +1,98 @@
+//! PostgreSQL only: the schema, and nodes that hear of each other.
+
+use std::time::Instant;
+
+use super::*;
+use crate::publish::follow;
+use crate::store::{Store, Target};
+use crate::testbench::{Bench, elsewhere, new_key, postgres, roles};
+
+fn server(target: &Target) -> &Server {
+    match target {
+        Target::Postgres(server) => server,
+        Target::Sqlite(_) => panic!("not a server"),
+    }
+}
+
+#[tokio::test]
+async fn nodes_that_start_together_make_the_schema_once() {
+    let Some(target) = postgres() else {
+        return;
+    };
+    let opened = tokio::join!(
+        Store::open(&target),
+        Store::open(&target),
+        Store::open(&target)
+    );
+    let (a, b, c) = (opened.0.unwrap(), opened.1.unwrap(), opened.2.unwrap());
+    a.add_facts(&[("x", b"1")]).await.unwrap();
+    assert_eq!(b.fact("x").await.unwrap(), c.fact("x").await.unwrap());
+}
+
+#[tokio::test]
+async fn a_newer_schema_and_another_programs_database_are_refused() {
+    let Some(target) = postgres() else {
+        return;
+    };
+    let base = Base::open(server(&target), PATIENCE).await.unwrap();
+    sqlx::raw_sql("UPDATE guan_schema SET version = 99")
+        .execute(base.pool())
+        .await
+        .unwrap();
+    let fault = Store::open(&target).await.unwrap_err();
+    assert!(
+        matches!(
+            fault,
+            StoreFault::TooNew {
+                found: 99,
+                known: 1,
+                ..
+            }
+        ),
+        "{fault}"
+    );
+    sqlx::raw_sql("DROP TABLE guan_schema")
+        .execute(base.pool())
+        .await
+        .unwrap();
+    let fault = Store::open(&target).await.unwrap_err();
+    assert!(matches!(fault, StoreFault::Foreign { .. }), "{fault}");
+}
+
+#[tokio::test]
+async fn a_server_that_isnt_there_is_said_so() {
+    let target = Target::Postgres(Server {
+        url: "postgres://guan@%2Fnowhere/guan".to_owned(),
+        password: None,
+    });
+    let fault = Store::open_within(&target, Duration::from_millis(300))
+        .await
+        .unwrap_err();
+    assert!(matches!(fault, StoreFault::Unreachable(_)), "{fault}");
+}
+
+#[tokio::test]
+async fn a_revocation_on_one_node_is_heard_on_the_other_within_a_second() {
+    let Some(target) = postgres() else {
+        return;
+    };
+    let bench = Bench::on(tempfile::tempdir().unwrap(), &target).await;
+    let created = bench
+        .keys
+        .create(new_key("a"), &roles(), "local:0")
+        .await
+        .unwrap();
+    let (_ask, questions) = tokio::sync::mpsc::channel(1);
+    let _task = tokio::spawn(follow(bench.publisher.clone(), questions, || ()));
+    assert_eq!(bench.accepts(&created.text), Some(true));
+    let other = elsewhere(&bench);
+    let began = Instant::now();
+    let _row = other.revoke(created.id.as_str(), "local:0").await.unwrap();
+    while bench.accepts(&created.text) == Some(true) {
+        assert!(began.elapsed() < Duration::from_secs(5));
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    println!("a revocation took {:?} to the other node", began.elapsed());
+}
+
+const PATIENCE: Duration = Duration::from_secs(5);

@@ -1,0 +1,384 @@
+//! The conformance suite: the same acts on SQLite and on PostgreSQL, with the same results.
+
+use std::collections::BTreeMap;
+
+use rules::policy::Own;
+
+use super::*;
+use crate::keys::{NewKey, NewProject};
+use crate::testbench::{Bench, NOW, new_key, postgres, roles};
+
+/// One bench on each database that is here.
+async fn benches() -> Vec<Bench> {
+    let mut benches = vec![Bench::new().await];
+    if let Some(target) = postgres() {
+        benches.push(Bench::on(tempfile::tempdir().unwrap(), &target).await);
+    }
+    benches
+}
+
+#[tokio::test]
+async fn facts_are_added_once_all_or_none() {
+    for bench in benches().await {
+        bench.store.add_facts(&[("a", b"1")]).await.unwrap();
+        let fault = bench
+            .store
+            .add_facts(&[("b", b"2"), ("a", b"3")])
+            .await
+            .unwrap_err();
+        assert_eq!(fault, StoreFault::Taken);
+        assert_eq!(bench.store.fact("a").await.unwrap().unwrap(), b"1");
+        assert_eq!(bench.store.fact("b").await.unwrap(), None);
+    }
+}
+
+#[tokio::test]
+async fn a_key_reads_back_as_it_was_written_and_pages_join() {
+    for bench in benches().await {
+        let project = NewProject {
+            name: "研发部".to_owned(),
+            ..NewProject::default()
+        };
+        let _row = bench.keys.create_project(project, "local:0").await.unwrap();
+        let mut made = Vec::new();
+        for number in 0..5 {
+            let new = NewKey {
+                project: Some("研发部".to_owned()),
+                not_before: Some(NOW + 5),
+                expires_at: Some(NOW + 60),
+                own: Own {
+                    models: Some(std::sync::Arc::new(["m".to_owned()])),
+                    addresses: Some(std::sync::Arc::new(["10.0.0.0/8".parse().unwrap()])),
+                    requests_per_minute: Some(3),
+                    ..Own::default()
+                },
+                notes: "two\nlines".to_owned(),
+                ..new_key(&format!("key {number}"))
+            };
+            made.push(
+                bench
+                    .keys
+                    .create(new, &roles(), "local:0")
+                    .await
+                    .unwrap()
+                    .row,
+            );
+        }
+        let first = bench.store.keys_after(None, 2).await.unwrap();
+        let rest = bench.store.keys_after(Some(first[1].id), 10).await.unwrap();
+        let mut read: Vec<KeyRow> = first.into_iter().chain(rest).collect();
+        read.sort_by_key(|row| row.name.clone());
+        assert_eq!(read, made);
+        let nobody = rules::key::KeyId::parse("000000000000").unwrap();
+        assert!(
+            bench
+                .store
+                .keys_after(Some(nobody), 10)
+                .await
+                .unwrap()
+                .is_empty()
+        );
+        let prefix = made[0].id.as_str().get(..6).unwrap();
+        assert_eq!(
+            bench.store.keys_named(prefix, 4).await.unwrap(),
+            [made[0].clone()]
+        );
+        assert_eq!(bench.store.count_keys().await.unwrap(), 5);
+    }
+}
+
+#[tokio::test]
+async fn every_act_that_requests_must_see_raises_the_revision_and_what_is_given_up_does_not() {
+    for bench in benches().await {
+        let at = |store: Store| async move { store.revision().await.unwrap() };
+        let start = at(bench.store.clone()).await;
+        let made = bench
+            .keys
+            .create(new_key("a"), &roles(), "local:0")
+            .await
+            .unwrap();
+        assert_eq!(at(bench.store.clone()).await, start + 1);
+        let digest = bench.pepper.digest("x");
+        let pending = bench
+            .store
+            .add_keys(&[(
+                KeyRow {
+                    id: rules::key::KeyId::parse("aaaaaaaaaaaa").unwrap(),
+                    ..made.row.clone()
+                },
+                digest,
+            )])
+            .await
+            .unwrap();
+        drop(pending);
+        assert_eq!(at(bench.store.clone()).await, start + 1);
+        let fault = bench
+            .store
+            .add_keys(&[(made.row.clone(), digest)])
+            .await
+            .unwrap_err();
+        assert_eq!(fault, StoreFault::Taken);
+        let (row, first) = bench.store.revoke(made.id, NOW + 1).await.unwrap().unwrap();
+        assert_eq!((row.revoked_at, first), (Some(NOW + 1), true));
+        let (row, first) = bench.store.revoke(made.id, NOW + 2).await.unwrap().unwrap();
+        assert_eq!((row.revoked_at, first), (Some(NOW + 1), false));
+        assert!(bench.store.seen_since(start + 1).await.unwrap()[0].revoked);
+        assert!(at(bench.store.clone()).await > start + 1);
+    }
+}
+
+#[tokio::test]
+async fn a_rotation_keeps_the_key_and_both_secrets_work_until_the_overlap_ends() {
+    for bench in benches().await {
+        let first = bench
+            .keys
+            .create(new_key("a"), &roles(), "local:0")
+            .await
+            .unwrap();
+        let second = bench
+            .keys
+            .rotate(first.id.as_str(), 100, "local:0")
+            .await
+            .unwrap();
+        assert_eq!(second.id, first.id);
+        assert_eq!(rules::key::check(&second.text), Ok(first.id));
+        for (text, now, good) in [
+            (&first.text, NOW + 99, true),
+            (&first.text, NOW + 100, false),
+            (&second.text, NOW + 100, true),
+        ] {
+            assert_eq!(bench.accepts_at(text, now), Some(good));
+        }
+        let third = bench
+            .keys
+            .rotate(first.id.as_str(), 0, "local:0")
+            .await
+            .unwrap();
+        assert_eq!(bench.accepts(&first.text), Some(false));
+        assert_eq!(bench.accepts(&second.text), Some(false));
+        assert_eq!(bench.accepts(&third.text), Some(true));
+        let shown = bench.keys.show(first.id.as_str(), &roles()).await.unwrap();
+        assert_eq!(shown.secrets.len(), 3);
+        assert_eq!(
+            (shown.secrets[0].valid_until, &shown.secrets[0].last4),
+            (None, &third.row.last4)
+        );
+        assert_eq!(bench.actions(), ["key-create", "key-rotate", "key-rotate"]);
+        let _row = bench
+            .keys
+            .revoke(first.id.as_str(), "local:0")
+            .await
+            .unwrap();
+        assert_eq!(bench.accepts(&third.text), Some(false));
+        let fault = bench
+            .keys
+            .rotate(first.id.as_str(), 0, "local:0")
+            .await
+            .unwrap_err();
+        assert!(fault.to_string().contains("revoked"), "{fault}");
+    }
+}
+
+#[tokio::test]
+async fn keys_of_a_disabled_project_are_refused_until_it_is_enabled() {
+    for bench in benches().await {
+        let new = NewKey {
+            project: Some("p".to_owned()),
+            ..new_key("a")
+        };
+        let fault = bench
+            .keys
+            .create(new.clone(), &roles(), "local:0")
+            .await
+            .unwrap_err();
+        assert!(
+            fault.to_string().contains("guan project create p"),
+            "{fault}"
+        );
+        let project = NewProject {
+            name: "p".to_owned(),
+            ..NewProject::default()
+        };
+        let row = bench
+            .keys
+            .create_project(project.clone(), "local:0")
+            .await
+            .unwrap();
+        let again = bench
+            .keys
+            .create_project(project, "local:0")
+            .await
+            .unwrap_err();
+        assert_eq!(again, crate::keys::KeysFault::Store(StoreFault::Taken));
+        let key = bench.keys.create(new, &roles(), "local:0").await.unwrap();
+        for (enabled, changed) in [(false, true), (false, false), (true, true)] {
+            let (row, was) = bench
+                .keys
+                .enable_project(&row.id, enabled, "local:0")
+                .await
+                .unwrap();
+            assert_eq!((row.enabled, was), (enabled, changed));
+            assert_eq!(bench.accepts(&key.text), Some(enabled));
+        }
+    }
+}
+
+#[tokio::test]
+async fn foreign_keys_are_taken_over_as_text_or_hash_all_or_none() {
+    use crate::keys::{Foreign, read_list};
+    for bench in benches().await {
+        let text = "# a list\nsk-litellm-0001 Ana's notebook\n\nsk-litellm-0002\n";
+        let list = read_list(text, Foreign::Plain).unwrap();
+        let imported = bench
+            .keys
+            .import(list.clone(), new_key("moved"), &roles(), "local:0")
+            .await
+            .unwrap();
+        let names: Vec<&str> = imported.rows.iter().map(|row| row.name.as_str()).collect();
+        assert_eq!(names, ["Ana's notebook", "moved"]);
+        assert_eq!(imported.rows[0].last4, "0001");
+        assert_eq!(bench.accepts("sk-litellm-0002"), Some(true));
+        let hash = "5e884898da28047151d0e56f8dc6292773603d0d6aabbdd62a11ef721d1542d8";
+        let list = read_list(&format!("{hash} old\n"), Foreign::Sha256).unwrap();
+        let _rows = bench
+            .keys
+            .import(list, new_key("moved"), &roles(), "local:0")
+            .await
+            .unwrap();
+        assert_eq!(bench.accepts("password"), Some(true));
+        let list = read_list("sk-litellm-0003\nsk-litellm-0001", Foreign::Plain).unwrap();
+        let fault = bench
+            .keys
+            .import(list, new_key("moved"), &roles(), "local:0")
+            .await
+            .unwrap_err();
+        assert!(fault.to_string().contains("here already"), "{fault}");
+        assert_eq!(bench.accepts("sk-litellm-0003"), None);
+        for (bad, form) in [
+            ("short", Foreign::Plain),
+            ("x y\tz", Foreign::Sha256),
+            ("", Foreign::Plain),
+            ("sk-ünï-12345", Foreign::Plain),
+        ] {
+            let fault = read_list(bad, form).unwrap_err().to_string();
+            assert!(bad.is_empty() || !fault.contains(bad), "{fault}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn usage_adds_up_and_the_cursor_moves_with_it() {
+    for bench in benches().await {
+        let key = |key: &str, model: &str| UsageKey {
+            day: 20_000,
+            key: key.to_owned(),
+            project: String::new(),
+            model: model.to_owned(),
+        };
+        let sums = Sums {
+            calls: 1,
+            failed: 0,
+            input_tokens: 10,
+            output_tokens: 5,
+        };
+        let batch = BTreeMap::from([(key("a", "m"), sums), (key("b", "m"), sums)]);
+        let to = Cursor { seq: 2, offset: 99 };
+        bench.store.add_usage("n-1", to, &batch, &[]).await.unwrap();
+        bench
+            .store
+            .add_usage(
+                "n-1",
+                Cursor {
+                    seq: 4,
+                    offset: 199,
+                },
+                &batch,
+                &[],
+            )
+            .await
+            .unwrap();
+        assert_eq!(
+            bench.store.cursor("n-1").await.unwrap(),
+            Cursor {
+                seq: 4,
+                offset: 199
+            }
+        );
+        assert_eq!(bench.store.cursor("n-2").await.unwrap(), Cursor::default());
+        let rows = bench.store.usage(UsageBy::Model, 20_000).await.unwrap();
+        assert_eq!(
+            (rows.len(), rows[0].sums.calls, rows[0].sums.input_tokens),
+            (1, 4, 40)
+        );
+        assert_eq!(
+            bench.store.usage(UsageBy::Key, 20_000).await.unwrap().len(),
+            2
+        );
+        assert!(
+            bench
+                .store
+                .usage(UsageBy::Key, 20_001)
+                .await
+                .unwrap()
+                .is_empty()
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_copy_has_everything_and_never_goes_into_a_store_that_is_used() {
+    let Some(target) = postgres() else { return };
+    let bench = Bench::new().await;
+    bench
+        .store
+        .add_facts(&[("pepper", b"sealed"), ("node", b"n")])
+        .await
+        .unwrap();
+    let project = NewProject {
+        name: "p".to_owned(),
+        ..NewProject::default()
+    };
+    let _row = bench.keys.create_project(project, "local:0").await.unwrap();
+    let new = NewKey {
+        project: Some("p".to_owned()),
+        ..new_key("a")
+    };
+    let first = bench.keys.create(new, &roles(), "local:0").await.unwrap();
+    let second = bench
+        .keys
+        .rotate(first.id.as_str(), 100, "local:0")
+        .await
+        .unwrap();
+    let gone = bench
+        .keys
+        .create(new_key("b"), &roles(), "local:0")
+        .await
+        .unwrap();
+    let _row = bench
+        .keys
+        .revoke(gone.id.as_str(), "local:0")
+        .await
+        .unwrap();
+    let to = Store::open(&target).await.unwrap();
+    let copied = bench.store.copy_to(&to).await.unwrap();
+    assert_eq!((copied.keys, copied.projects), (2, 1));
+    assert_eq!(
+        to.keys_after(None, 10).await.unwrap(),
+        bench.store.keys_after(None, 10).await.unwrap()
+    );
+    assert_eq!(to.fact("pepper").await.unwrap().unwrap(), b"sealed");
+    assert_eq!(to.fact("node").await.unwrap(), None);
+    let keys = crate::publish::load(&to).await.unwrap();
+    for (text, good) in [
+        (&first.text, true),
+        (&second.text, true),
+        (&gone.text, false),
+    ] {
+        let judged = keys.judge(&bench.pepper.digest(text), NOW, [127, 0, 0, 1].into());
+        assert_eq!(judged.is_ok(), good);
+    }
+    assert_eq!(
+        bench.store.copy_to(&to).await.unwrap_err(),
+        StoreFault::Taken
+    );
+}
