@@ -1,37 +1,29 @@
 //! The body of an answer: whole bytes, or a stream that holds its call to the last byte.
 
+use std::cell::RefCell;
 use std::convert::Infallible;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
-use hyper::body::Incoming;
 
 use crate::deliver::relay::Relay;
 
 /// What hyper writes to the client.
 #[derive(Debug)]
 pub(crate) enum Body {
-    /// All of it; and the request's body, if it wasn't read: HTTP/2 resets a stream whose request is let go
-    /// before its answer is sent, so that goes last.
-    Whole(Option<Bytes>, Option<Incoming>),
+    /// All of it.
+    Whole(Option<Bytes>),
     /// Event by event.
-    Stream(Box<Relay>),
+    Stream(Rc<RefCell<Relay>>),
 }
 
 impl Body {
     /// From bytes.
     pub(crate) fn whole(bytes: impl Into<Bytes>) -> Self {
-        Self::Whole(Some(bytes.into()), None)
-    }
-
-    /// Keeps what the client still sends until this body is sent.
-    pub(crate) fn keep(&mut self, request: Incoming) {
-        match self {
-            Self::Whole(_, kept) => *kept = Some(request),
-            Self::Stream(_) => {}
-        }
+        Self::Whole(Some(bytes.into()))
     }
 }
 
@@ -44,8 +36,9 @@ impl http_body::Body for Body {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         match self.get_mut() {
-            Self::Whole(bytes, _) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Self::Stream(relay) => relay
+                .borrow_mut()
                 .poll_next(cx)
                 .map(|next| next.map(|b| Ok(Frame::data(b)))),
         }
@@ -53,14 +46,14 @@ impl http_body::Body for Body {
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Self::Whole(bytes, _) => bytes.as_ref().is_none_or(Bytes::is_empty),
-            Self::Stream(relay) => relay.is_done(),
+            Self::Whole(bytes) => bytes.as_ref().is_none_or(Bytes::is_empty),
+            Self::Stream(relay) => relay.borrow().is_done(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Whole(bytes, _) => {
+            Self::Whole(bytes) => {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64))
             }
             Self::Stream(_) => SizeHint::default(),

@@ -46,25 +46,31 @@ pub fn start(gateway: &Arc<Gateway>, listeners: Vec<TcpListener>) -> std::io::Re
 async fn run(
     gateway: Arc<Gateway>,
     listener: TcpListener,
-    mut phase: watch::Receiver<Phase>,
+    phase: watch::Receiver<Phase>,
     first: bool,
 ) {
     let listener = match tokio::net::TcpListener::from_std(listener) {
         Ok(listener) => listener,
         Err(fault) => return tracing::error!(%fault, "a listener can't be used"),
     };
-    let accepting = accept(Arc::clone(&gateway), listener, phase.clone());
+    let accepting = accept(Arc::clone(&gateway), listener, phase);
     if !first {
         return accepting.await;
     }
-    let mut accepting = std::pin::pin!(accepting);
-    let mut minute = tokio::time::interval(STRANGERS_EVERY);
-    loop {
-        tokio::select! {
-            () = &mut accepting => break,
-            _ = minute.tick() => gateway.strangers.flush(&gateway.trail, gateway.clock.unix_ns()).await,
-            _ = phase.changed() => {}
+    // Both are polled: a line a stranger must not hold up the door.
+    let flushing = async {
+        let mut minute = tokio::time::interval(STRANGERS_EVERY);
+        loop {
+            minute.tick().await;
+            gateway
+                .strangers
+                .flush(&gateway.trail, gateway.clock.unix_ns())
+                .await;
         }
+    };
+    tokio::select! {
+        () = accepting => {}
+        () = flushing => {}
     }
     gateway
         .strangers

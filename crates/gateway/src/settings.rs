@@ -70,6 +70,25 @@ pub struct Replica {
     pub worker: Option<String>,
 }
 
+impl Replica {
+    /// An upstream's words without what is ours alone: its credential, its place, the name it knows a model by.
+    pub(crate) fn scrub(&self, text: &str) -> String {
+        let place = match &self.target {
+            Target::Http { host, .. } | Target::Https { host, .. } => host.clone(),
+            Target::Unix(path) => path.display().to_string(),
+        };
+        let key = self.key.as_ref().map_or("", |key| key.expose());
+        let mut text = text.to_owned();
+        for ours in [key, &place] {
+            // A one-letter host would only garble the text.
+            if ours.len() > 3 {
+                text = text.replace(ours, "…");
+            }
+        }
+        text
+    }
+}
+
 /// How a replica is reached.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Target {

@@ -3,16 +3,19 @@
 //! Each stage's result is what the next one demands. What a call holds lives in its account, which ends with the
 //! last byte of the answer, or when the client leaves. Called by `door::accept` for each request.
 
+use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response};
 use http_body::Body as _;
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use rules::ident::RequestId;
 use rules::limit::Standing;
@@ -25,7 +28,7 @@ use crate::check::authenticate::{Caller, authenticate};
 use crate::check::authorise::{authorise, find_model};
 use crate::check::reserve::{Reserved, reserve};
 use crate::deliver::balance::balance;
-use crate::deliver::forward::{Delivered, Outgoing, forward, refusal, trace_of};
+use crate::deliver::forward::{Delivered, Outgoing, forward, refusal, said, trace_of};
 use crate::deliver::relay::{Relay, Step, ending_of};
 use crate::door::accept::Core;
 use crate::door::framing;
@@ -33,12 +36,18 @@ use crate::endpoints::{self, Endpoint, What};
 use crate::pages::{PAGES, POLICY};
 use crate::record::settle::Account;
 use crate::refuse::{self, refuse, respond};
-use crate::settings::{Model, Settings};
+use crate::settings::{Model, Replica, Settings};
 
 const JSON: &str = "application/json";
 
 /// The largest answer that isn't a stream, bytes.
 const ANSWER: usize = 64 << 20;
+
+/// Of a request that was refused early, this much is read on, bytes.
+const DISCARD: usize = 64 << 20;
+
+/// And for this long.
+const DISCARD_TIME: Duration = Duration::from_secs(30);
 
 /// From the request to its answer.
 pub(crate) async fn walk(
@@ -48,10 +57,35 @@ pub(crate) async fn walk(
 ) -> Response<Body> {
     let (head, mut incoming) = request.into_parts();
     let mut response = arrive(core, peer, &head, &mut incoming).await;
-    if !incoming.is_end_stream() {
-        response.body_mut().keep(incoming);
+    if head.method == Method::HEAD && head.version == http::Version::HTTP_2 {
+        // hyper takes the body off an answer to HEAD in HTTP/1.1 only.
+        if let Some(length) = response.body().size_hint().exact() {
+            refuse::insert_number(response.headers_mut(), http::header::CONTENT_LENGTH, length);
+        }
+        *response.body_mut() = Body::Whole(None);
+    }
+    if head.version == http::Version::HTTP_2 && !incoming.is_end_stream() {
+        // Bounded by itself; it ends with its core at the latest.
+        drop(tokio::task::spawn_local(discard(incoming)));
     }
     response
+}
+
+/// Reads on what nobody wants: HTTP/2 resets a stream whose request is let go, and some clients then lose the answer.
+/// HTTP/1.1 closes the connection instead, so a client that waits for `100 Continue` never gets one.
+async fn discard(mut incoming: Incoming) {
+    let reading = async {
+        let mut left = DISCARD;
+        while let Some(Ok(frame)) = incoming.frame().await {
+            let size = frame.data_ref().map_or(0, Bytes::len);
+            if size > left {
+                return;
+            }
+            left = left.saturating_sub(size);
+        }
+    };
+    // Too slow is as good as too much.
+    tokio::time::timeout(DISCARD_TIME, reading).await.ok();
 }
 
 async fn arrive(
@@ -112,6 +146,11 @@ impl Known<'_> {
         standing: Result<Standing, Refusal>,
     ) -> Response<Body> {
         let gateway = &self.core.gateway;
+        // Refused too often: a line a minute, no record each, so that no key can fill the disk.
+        if let Err(refusal @ Refusal::TooManyRefusals { .. }) = &standing {
+            gateway.strangers.count(self.peer.ip(), refusal.word());
+            return refuse(self.id, refusal);
+        }
         let routed = found
             .ok_or(Refusal::NoSuchRoute)
             .and_then(|(endpoint, rest)| {
@@ -128,8 +167,9 @@ impl Known<'_> {
             What::Model => return self.model(rest),
             What::Page(_) | What::Live | What::Ready => return open(self.core, self.id, endpoint),
         };
-        let Some(permit) = gateway.trail.permit().await else {
-            return refuse(self.id, &Refusal::RecordsUnavailable);
+        let permit = match gateway.trail.permit() {
+            Ok(permit) => permit,
+            Err(refusal) => return refuse(self.id, &refusal),
         };
         let key = Arc::clone(&self.caller.key);
         let mut account = Account::open(
@@ -141,6 +181,7 @@ impl Known<'_> {
             key,
             endpoint,
         );
+        account.policy = Some(self.caller.policy.clone());
         if !self.caller.policy.allows_endpoint(endpoint.path) {
             return self.end(account, &Refusal::EndpointNotAllowed).await;
         }
@@ -166,6 +207,7 @@ impl Known<'_> {
         if gateway.draining.load(Ordering::Relaxed) {
             return Err(Refusal::Draining);
         }
+        let arriving = gateway.limits.arrive(self.caller.key.id)?;
         let trace = trace_of(called.1);
         let judged = authorise(
             gateway,
@@ -177,6 +219,7 @@ impl Known<'_> {
         )
         .await?;
         let reserved = reserve(gateway, &self.caller, judged, account)?;
+        drop(arriving);
         let outgoing = Outgoing {
             endpoint: reserved.judged.endpoint,
             body: reserved.judged.body.clone(),
@@ -214,9 +257,9 @@ impl Known<'_> {
             );
             self.stream(relay).await
         } else {
-            let limits = model.timeouts;
-            let whole = pin!(tokio::time::timeout(limits.total, delivery));
-            self.whole(whole.await.ok(), &model, account).await
+            let deadline = tokio::time::Instant::now() + model.timeouts.total;
+            let delivered = pin!(tokio::time::timeout_at(deadline, delivery)).await;
+            self.whole(delivered.ok(), &model, deadline, account).await
         };
         refuse::tell_limits(response.headers_mut(), &reserved.standing);
         response
@@ -233,7 +276,9 @@ impl Known<'_> {
         relay.commit(first);
         let account = relay.account();
         let (dropped, ms) = (account.dropped.clone(), account.elapsed_ms());
-        let body = Body::Stream(Box::new(relay));
+        let relay = Rc::new(RefCell::new(relay));
+        self.core.streams.borrow_mut().push(Rc::downgrade(&relay));
+        let body = Body::Stream(relay);
         let mut response = respond(self.id, 200, "text/event-stream; charset=utf-8", body);
         let headers = response.headers_mut();
         headers.insert(
@@ -253,27 +298,28 @@ impl Known<'_> {
         &self,
         delivered: Option<Delivered>,
         model: &Model,
+        deadline: tokio::time::Instant,
         mut account: Account,
     ) -> Response<Body> {
         let Some(delivered) = delivered else {
-            account.seen.forwarded = true;
+            account.attempts = 1;
             return self.end(account, &Refusal::UpstreamTimeout).await;
         };
         account.attempts = delivered.attempts;
-        account.replica = delivered.replica;
+        let replica = delivered.replica;
+        account.replica = replica.as_ref().map(|replica| replica.name.clone());
         account.seen.forwarded = delivered.forwarded;
         let mut reply = match delivered.reply {
             Ok(reply) => reply,
             Err(refusal) => return self.end(account, &refusal).await,
         };
-        let limit = model.timeouts.total;
-        let body = match tokio::time::timeout(limit, reply.body.collect(ANSWER)).await {
+        let body = match tokio::time::timeout_at(deadline, reply.body.collect(ANSWER)).await {
             Ok(Ok(body)) => body,
             Ok(Err(fault)) => return self.end(account, &refusal(&fault)).await,
             Err(_elapsed) => return self.end(account, &Refusal::UpstreamTimeout).await,
         };
         reply.body.release(&self.core.pool);
-        match read_whole(&body, model, &mut account) {
+        match read_whole(&body, model, replica.as_ref(), &mut account) {
             Ok(bytes) => {
                 account.first_byte();
                 let (dropped, ms) = (account.dropped.clone(), account.elapsed_ms());
@@ -309,6 +355,10 @@ impl Known<'_> {
         };
         let mut response = refuse(self.id, refusal);
         self.tell(&mut response, &dropped, account.elapsed_ms());
+        let gateway = &self.core.gateway;
+        let (key, now) = (self.caller.key.id, gateway.clock.unix_ns());
+        let standing = gateway.limits.standing(key, &self.caller.policy, now);
+        refuse::tell_limits(response.headers_mut(), &standing);
         response
     }
 
@@ -353,16 +403,20 @@ impl Known<'_> {
 }
 
 /// A whole answer: charged, and with the model's public name.
-fn read_whole(body: &Bytes, model: &Model, account: &mut Account) -> Result<Bytes, Refusal> {
+fn read_whole(
+    body: &Bytes,
+    model: &Model,
+    replica: Option<&Replica>,
+    account: &mut Account,
+) -> Result<Bytes, Refusal> {
     let answer = openai::read_answer(body).ok_or(Refusal::UpstreamMalformed)?;
     if let Some(error) = answer.error {
-        return Err(Refusal::Upstream {
-            status: error.status.unwrap_or(502),
-            message: error.message,
-            param: error.param,
-            code: error.code,
-            retry: None,
-        });
+        let status = error.status.unwrap_or(502);
+        return Err(said(error, status, None, replica));
+    }
+    // Some JSON is no answer: one has a choice that says something or ended.
+    if !answer.text && answer.finished == 0 {
+        return Err(Refusal::UpstreamMalformed);
     }
     if let Some(usage) = answer.usage {
         account.usage(Tokens {

@@ -105,6 +105,7 @@ fn live(supervisor: &mut UnixStream) -> Result<(), Reason> {
     })?;
     // The admin API's senders go with the set; the chain ends when the last sender does.
     drop(local);
+    drop(runtime);
     if !log.join() {
         tracing::error!("the last audit records can't be written");
     }
@@ -303,13 +304,27 @@ impl House {
                 tokio::time::sleep(LOOK).await;
             }
         };
-        let mut byte = [0_u8; 1];
+        let told_again = async {
+            let (mut decoder, mut bytes) = (Decoder::default(), [0_u8; 4 << 10]);
+            loop {
+                // Other news no longer matters; a broken or ended channel means stop.
+                match decoder.take() {
+                    Ok(Some(ToGateway::Drain { .. })) | Err(_) => return,
+                    Ok(Some(_)) => continue,
+                    Ok(None) => {}
+                }
+                match reading.read(&mut bytes).await {
+                    Ok(read) if read > 0 => decoder.push(bytes.get(..read).unwrap_or_default()),
+                    Ok(_) | Err(_) => return,
+                }
+            }
+        };
         tokio::select! {
             () = all_ended => {}
             () = tokio::time::sleep(grace) => {
                 tracing::warn!("the grace is over: what still runs is cut");
             }
-            _ = reading.read(&mut byte) => tracing::warn!("told again to stop: what still runs is cut"),
+            () = told_again => tracing::warn!("told again to stop: what still runs is cut"),
         }
         cores.stop();
         cores.join();

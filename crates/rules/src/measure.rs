@@ -89,7 +89,15 @@ pub const SLOT_STEP: u64 = 64;
 /// Settles a call.
 #[must_use]
 pub fn settle(ending: Ending, reserved: Tokens, seen: Seen) -> Charge {
-    if let Some(tokens) = seen.reported {
+    if let Some(mut tokens) = seen.reported {
+        // A figure that came before the text, or with none of it, doesn't make the text free.
+        let text = seen.text_events.min(reserved.output);
+        let least = if ending == Ending::Finished {
+            text.min(1)
+        } else {
+            text
+        };
+        tokens.output = tokens.output.max(least);
         let above = tokens.input > reserved.input || tokens.output > reserved.output;
         return Charge {
             tokens,
@@ -180,6 +188,24 @@ mod tests {
                 .output,
             74
         );
+    }
+
+    #[test]
+    fn a_figure_that_came_before_the_text_does_not_make_it_free() {
+        let early = Tokens {
+            input: 7,
+            output: 0,
+        };
+        let gone = settle(Ending::ClientGone, RESERVED, seen(Some(early), 30));
+        assert_eq!(
+            gone.tokens,
+            Tokens {
+                input: 7,
+                output: 30
+            }
+        );
+        let finished = settle(Ending::Finished, RESERVED, seen(Some(early), 30));
+        assert_eq!(finished.tokens.output, 1);
     }
 
     #[test]

@@ -90,7 +90,10 @@ impl Guan {
         self.child = Some(child);
         self.log = log;
         self.until("it is ready", |guan| {
-            address.exists()
+            read_file(&address)
+                .trim()
+                .parse::<std::net::SocketAddr>()
+                .is_ok()
                 && guan.client().connect().is_ok()
                 && guan.client().get("/readyz").status == 200
         });

@@ -6,7 +6,8 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 use std::path::Path;
 
-/// Those of `request_ids` that a chain of `generation` in `dir` records.
+/// Those of `request_ids` that a chain of `generation` or a later one in `dir` records: a replay that was itself cut
+/// has written some of them into a chain of its own.
 ///
 /// # Errors
 /// When the folder or a chain can't be read.
@@ -19,10 +20,18 @@ pub fn recorded(
     if request_ids.is_empty() {
         return Ok(found);
     }
-    let ending = format!("-{generation}.{}", super::EXTENSION);
     for file in std::fs::read_dir(dir)? {
         let file = file?;
-        if !file.file_name().to_string_lossy().ends_with(&ending) {
+        let name = file.file_name();
+        let number = name
+            .to_str()
+            .and_then(|name| {
+                name.strip_suffix(super::EXTENSION)?
+                    .strip_suffix('.')?
+                    .rsplit_once('-')
+            })
+            .and_then(|(_, number)| number.parse::<u64>().ok());
+        if number.is_none_or(|number| number < generation) {
             continue;
         }
         for line in BufReader::new(File::open(file.path())?).split(b'\n') {
@@ -41,12 +50,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_ids_of_that_generation_are_found() {
+    fn only_ids_of_that_generation_or_a_later_one_are_found() {
         let folder = tempfile::tempdir().unwrap();
         let line = |id: &str| format!("{{\"http.request.id\":\"{id}\",\"x\":1}}\n");
         for (name, text) in [
             ("node-7.jsonl", line("req_A")),
-            ("node-17.jsonl", line("req_B")),
+            ("node-6.jsonl", line("req_B")),
         ] {
             std::fs::write(folder.path().join(name), text).unwrap();
         }

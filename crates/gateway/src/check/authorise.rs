@@ -21,6 +21,9 @@ use crate::record::settle::Account;
 use crate::settings::{Model, Settings};
 use crate::state::Gateway;
 
+/// Memory for a body before it comes, bytes.
+const FIRST_BODY: u64 = 64 << 10;
+
 /// For the whole body.
 const BODY_DEADLINE: Duration = Duration::from_secs(60);
 
@@ -105,6 +108,7 @@ fn judge(
     };
     let forwarded = request.forward(&forward).map_err(fault)?;
     account.dropped = forwarded.dropped;
+    account.answers = u32::try_from(answers).unwrap_or(u32::MAX);
     Ok(Judged {
         endpoint,
         body: Bytes::from(forwarded.body),
@@ -186,9 +190,9 @@ async fn read(
     if announced.is_some_and(|length| length > limit) {
         return Err(Refusal::BodyTooLarge { limit });
     }
-    let first = announced.unwrap_or(0);
-    memory.grow(first)?;
-    let mut body = BytesMut::with_capacity(usize::try_from(first.min(limit)).unwrap_or(0));
+    // What is announced isn't there yet: memory is taken, and counted, as it comes.
+    let first = announced.unwrap_or(0).min(FIRST_BODY);
+    let mut body = BytesMut::with_capacity(usize::try_from(first).unwrap_or(0));
     while let Some(frame) = incoming.frame().await {
         let frame = frame.map_err(|_broken| Refusal::Framing("The request's body broke off."))?;
         let Ok(data) = frame.into_data() else {

@@ -38,7 +38,7 @@ pub(crate) struct Delivered {
     /// The answer, or why there is none.
     pub(crate) reply: Result<Reply, Refusal>,
     /// The replica that had it last.
-    pub(crate) replica: Option<String>,
+    pub(crate) replica: Option<Replica>,
     /// Attempts made.
     pub(crate) attempts: u32,
     /// At least one upstream may have had the call.
@@ -70,7 +70,7 @@ pub(crate) async fn forward(
     };
     for replica in order {
         delivered.attempts = delivered.attempts.saturating_add(1);
-        delivered.replica = Some(replica.name.clone());
+        delivered.replica = Some(replica.clone());
         let limits = model.timeouts;
         let tried = attempt(
             &core,
@@ -83,7 +83,7 @@ pub(crate) async fn forward(
         delivered.forwarded |= !matches!(tried, Err(Fault::Connect(_)));
         match tried {
             Ok(reply) => {
-                delivered.reply = judge(reply).await;
+                delivered.reply = judge(reply, &replica).await;
                 return delivered;
             }
             Err(fault) => {
@@ -113,7 +113,7 @@ async fn attempt(
 }
 
 /// An answer that isn't a success is the upstream's refusal; redirects aren't followed.
-async fn judge(mut reply: Reply) -> Result<Reply, Refusal> {
+async fn judge(mut reply: Reply, replica: &Replica) -> Result<Reply, Refusal> {
     let status = reply.head.status;
     if status == 200 {
         return Ok(reply);
@@ -125,16 +125,34 @@ async fn judge(mut reply: Reply) -> Result<Reply, Refusal> {
     let body = tokio::time::timeout(Duration::from_secs(10), reply.body.collect(ERROR_BODY)).await;
     let body = body.ok().and_then(Result::ok).unwrap_or_default();
     let error = wire::openai::read_answer(&body).and_then(|answer| answer.error);
-    let (message, param, code) = error.map_or((String::new(), None, None), |e| {
-        (e.message, e.param, e.code)
-    });
-    Err(Refusal::Upstream {
+    Err(said(
+        error.unwrap_or_default(),
+        status,
+        retry,
+        Some(replica),
+    ))
+}
+
+/// An upstream's error as a refusal, without what is ours alone. Of its troubles (429, 5xx) only the kind passes.
+pub(crate) fn said(
+    error: wire::openai::UpstreamError,
+    status: u16,
+    retry: Option<Duration>,
+    replica: Option<&Replica>,
+) -> Refusal {
+    let scrub = |text: String| replica.map(|replica| replica.scrub(&text)).unwrap_or(text);
+    let message = match status {
+        429 => "The model server is at its own limit. Please try again.".to_owned(),
+        500.. => "The model server can't answer at the moment. Please try again.".to_owned(),
+        _ => scrub(error.message),
+    };
+    Refusal::Upstream {
         status,
         message,
-        param,
-        code,
+        param: error.param.map(scrub),
+        code: error.code.map(scrub),
         retry,
-    })
+    }
 }
 
 /// Seconds of a `Retry-After`, within reason: the rest takes the default.

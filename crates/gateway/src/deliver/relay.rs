@@ -16,15 +16,18 @@ use tokio::time::{Instant, Sleep};
 use wire::openai::{self, Chunk};
 use wire::sse::{self, Frame, Splitter};
 
-use crate::deliver::forward::{Delivered, refusal};
+use crate::deliver::forward::{Delivered, refusal, said};
 use crate::door::accept::Core;
 use crate::record::settle::{Account, Written};
 use crate::refuse::error_bytes;
-use crate::settings::Timeouts;
+use crate::settings::{Replica, Timeouts};
 use crate::upstream::client::{Fault, Incoming};
 
 /// The largest single event, bytes.
 const EVENT: usize = 4 << 20;
+
+/// How long a client may leave ready bytes unread.
+const CLIENT_IDLE: Duration = Duration::from_secs(60);
 
 /// What is joined into one piece for the client, bytes.
 const PIECE: usize = 64 << 10;
@@ -35,6 +38,10 @@ pub(crate) struct Relay {
     account: Account,
     source: Source,
     sink: Sink,
+    /// The replica that has the call.
+    replica: Option<Replica>,
+    /// When the last bytes were handed out, until more are asked for.
+    handed: Option<Instant>,
     /// What came before the 200 was committed.
     first: Option<Bytes>,
     /// The 200 is on its way: failures are events, comments flow.
@@ -113,6 +120,8 @@ impl Relay {
                 error: None,
                 malformed: false,
             },
+            replica: None,
+            handed: None,
             first: None,
             committed: false,
             limits,
@@ -152,8 +161,25 @@ impl Relay {
         matches!(self.source, Source::Done) && self.first.is_none()
     }
 
+    /// Ends a stream whose client stopped reading, at `now`: its place, its slot and its upstream are let go. Nobody
+    /// polls such a stream, so its own timers can't; each core looks at its streams now and then.
+    pub(crate) fn expire(&mut self, now: Instant) {
+        let stalled = self.handed.is_some_and(|since| now >= since + CLIENT_IDLE);
+        let running = matches!(self.source, Source::Waiting(_) | Source::Flowing(_));
+        if stalled && running {
+            let last = failure(&Refusal::UpstreamTimeout);
+            self.close(Ending::TimedOut, Some("client-stalled"), last, None);
+        }
+    }
+
     /// The next bytes of a committed stream.
     pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        let next = self.poll_bytes(cx);
+        self.handed = next.is_ready().then(Instant::now);
+        next
+    }
+
+    fn poll_bytes(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         if let Some(first) = self.first.take() {
             return Poll::Ready(Some(first));
         }
@@ -163,13 +189,18 @@ impl Relay {
             Step::Refused(refusal) => {
                 let last = failure(&refusal);
                 self.close(ending_of(&refusal), Some(refusal.word()), last, None);
-                self.poll_next(cx)
+                self.poll_bytes(cx)
             }
         }
     }
 
     /// One step, committed or not.
     pub(crate) fn poll_step(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
+        // Asked here too: while bytes are always ready, the timers below are never reached.
+        let late = Instant::now() >= self.total.deadline();
+        if late && matches!(self.source, Source::Waiting(_) | Source::Flowing(_)) {
+            return self.time_out(cx);
+        }
         loop {
             match &mut self.source {
                 Source::Done => return Poll::Ready(Step::End),
@@ -196,7 +227,11 @@ impl Relay {
 
     fn begin(&mut self, delivered: Delivered) -> Result<(), Refusal> {
         self.account.attempts = delivered.attempts;
-        self.account.replica = delivered.replica;
+        self.account.replica = delivered
+            .replica
+            .as_ref()
+            .map(|replica| replica.name.clone());
+        self.replica = delivered.replica;
         self.account.seen.forwarded = delivered.forwarded;
         // Until a reply is there, nothing more can come from this source.
         self.source = Source::Done;
@@ -253,13 +288,16 @@ impl Relay {
     /// The upstream has said its last word.
     fn conclude(&mut self, out: BytesMut) -> Option<Step> {
         if let Some(error) = self.sink.error.take() {
-            return self.report(&in_band(error), out);
+            // An error inside a 200 is the upstream's refusal: its own status counts, else it is its fault.
+            let status = error.status.unwrap_or(502);
+            let refusal = said(error, status, None, self.replica.as_ref());
+            return self.report(&refusal, out);
         }
         if self.sink.malformed {
             return self.report(&Refusal::UpstreamMalformed, out);
         }
         // A clean end alone proves nothing: an answer is whole when a choice finished or `[DONE]` came.
-        if self.sink.finished == 0 && !self.sink.done {
+        if self.sink.finished < self.account.answers && !self.sink.done {
             return self.break_off(None, out);
         }
         let mut last = out;
@@ -328,22 +366,26 @@ impl Relay {
         }
     }
 
+    fn time_out(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
+        let refusal = Refusal::UpstreamTimeout;
+        self.source = Source::Done;
+        if !self.committed {
+            return Poll::Ready(Step::Refused(refusal));
+        }
+        self.close(
+            Ending::TimedOut,
+            Some(refusal.word()),
+            failure(&refusal),
+            None,
+        );
+        self.poll_step(cx)
+    }
+
     fn poll_timers(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
         let over =
             self.total.as_mut().poll(cx).is_ready() || self.idle.as_mut().poll(cx).is_ready();
         if over {
-            self.source = Source::Done;
-            return Poll::Ready(if self.committed {
-                self.close(
-                    Ending::TimedOut,
-                    Some(Refusal::UpstreamTimeout.word()),
-                    failure(&Refusal::UpstreamTimeout),
-                    None,
-                );
-                return self.poll_step(cx);
-            } else {
-                Step::Refused(Refusal::UpstreamTimeout)
-            });
+            return self.time_out(cx);
         }
         if self.committed && self.comment.as_mut().poll(cx).is_ready() {
             self.comment
@@ -384,8 +426,11 @@ impl Sink {
         if self.is_over() {
             return;
         }
-        if data == b"[DONE]" {
+        if openai::is_done(data) {
             self.done = true;
+            return;
+        }
+        if data.trim_ascii().is_empty() {
             return;
         }
         match openai::read_chunk(data) {
@@ -421,17 +466,6 @@ impl Sink {
             out,
             &openai::rewrite_chunk(data, chunk, &self.public_name, drop_usage),
         );
-    }
-}
-
-/// An error inside a 200 is the upstream's refusal: its own status counts, else it is the upstream's fault.
-fn in_band(error: openai::UpstreamError) -> Refusal {
-    Refusal::Upstream {
-        status: error.status.unwrap_or(502),
-        message: error.message,
-        param: error.param,
-        code: error.code,
-        retry: None,
     }
 }
 

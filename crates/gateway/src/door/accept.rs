@@ -1,7 +1,8 @@
 //! Connections of one core: accepted, secured, then served until they end or the server stops.
 
+use std::cell::RefCell;
 use std::net::SocketAddr;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::deliver::relay::Relay;
 use crate::door::handshake::{Secured, shake};
 use crate::state::Gateway;
 use crate::upstream::client::Pool;
@@ -25,6 +27,9 @@ const HEAD_BYTES: usize = 64 << 10;
 /// After a failed `accept`: descriptors may be used up, and trying at once would spin.
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// Between two looks at streams whose clients may have stopped reading.
+const LOOK: Duration = Duration::from_secs(5);
+
 /// What one core's requests share: all of it stays on the core.
 #[derive(Debug)]
 pub(crate) struct Core {
@@ -32,6 +37,22 @@ pub(crate) struct Core {
     pub(crate) gateway: Arc<Gateway>,
     /// Idle connections to model servers.
     pub(crate) pool: Pool,
+    /// Streams that run.
+    pub(crate) streams: RefCell<Vec<Weak<RefCell<Relay>>>>,
+}
+
+impl Core {
+    /// Lets go of streams whose clients stopped reading, and forgets those that ended.
+    fn look_after_streams(&self) {
+        let now = tokio::time::Instant::now();
+        self.streams.borrow_mut().retain(|stream| {
+            let stream = stream.upgrade();
+            if let Some(stream) = &stream {
+                stream.borrow_mut().expire(now);
+            }
+            stream.is_some()
+        });
+    }
 }
 
 /// Whether the server goes on.
@@ -54,8 +75,10 @@ pub(crate) async fn accept(
     let core = Rc::new(Core {
         gateway,
         pool: Pool::default(),
+        streams: RefCell::default(),
     });
     let mut connections = JoinSet::new();
+    let mut look = tokio::time::interval(LOOK);
     while *phase.borrow_and_update() == Phase::Serving {
         tokio::select! {
             accepted = listener.accept() => match accepted {
@@ -69,6 +92,7 @@ pub(crate) async fn accept(
             },
             Some(_) = connections.join_next() => {}
             _ = phase.changed() => {}
+            _ = look.tick() => core.look_after_streams(),
         }
     }
     drop(listener);

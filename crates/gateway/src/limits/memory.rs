@@ -17,6 +17,9 @@ const SHARDS: usize = 16;
 /// How many refused calls a caller may make for each call of its rate.
 const REFUSALS_FOR_EACH_CALL: u32 = 10;
 
+/// Calls of one key whose bodies may be coming at the same time.
+const MOST_ARRIVING: u32 = 256;
+
 /// The state of all keys.
 #[derive(Debug, Default)]
 pub struct Memory {
@@ -31,6 +34,7 @@ struct Meter {
     calls: Bucket,
     refusals: Bucket,
     running: u32,
+    arriving: u32,
     body_bytes: u64,
 }
 
@@ -45,6 +49,21 @@ impl Drop for Hold {
     fn drop(&mut self) {
         with(&self.shard, self.key, |meter| {
             meter.running = meter.running.saturating_sub(1);
+        });
+    }
+}
+
+/// A place among a key's calls whose body is still coming; given back on drop.
+#[derive(Debug)]
+pub(crate) struct Arriving {
+    shard: Arc<Mutex<HashMap<KeyId, Meter>>>,
+    key: KeyId,
+}
+
+impl Drop for Arriving {
+    fn drop(&mut self) {
+        with(&self.shard, self.key, |meter| {
+            meter.arriving = meter.arriving.saturating_sub(1);
         });
     }
 }
@@ -105,6 +124,35 @@ impl Memory {
                 Ok(calls)
             }
         })
+    }
+
+    /// How the calls of a key stand, taking nothing.
+    pub(crate) fn standing(&self, key: KeyId, policy: &Policy, now: u64) -> Standing {
+        let rate = Rate::per_minute(policy.requests_per_minute);
+        with(self.shard(key), key, |meter| meter.calls.look(now, rate))
+    }
+
+    /// Takes a place among the key's calls that arrive: bodies that never come can't use up the node.
+    ///
+    /// # Errors
+    /// [`MOST_ARRIVING`] are coming already.
+    pub(crate) fn arrive(&self, key: KeyId) -> Result<Arriving, Refusal> {
+        let shard = self.shard(key);
+        let free = with(shard, key, |meter| {
+            let free = meter.arriving < MOST_ARRIVING;
+            meter.arriving = meter.arriving.saturating_add(u32::from(free));
+            free
+        });
+        if free {
+            Ok(Arriving {
+                shard: Arc::clone(shard),
+                key,
+            })
+        } else {
+            Err(Refusal::Concurrency {
+                limit: u64::from(MOST_ARRIVING),
+            })
+        }
     }
 
     /// Takes one call and one place among the concurrent ones: both, or neither.

@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering;
 use rules::chain;
 use rules::ident::RequestId;
 use rules::measure::{self, Ending, Seen, Tokens};
+use rules::policy::Policy;
 use rules::snapshot::Key;
 use tokio::sync::oneshot;
 
@@ -42,9 +43,13 @@ pub(crate) struct Account {
     pub(crate) model: Option<Arc<str>>,
     /// A stream.
     pub(crate) stream: bool,
+    /// Answers that it asks for: choices times prompts.
+    pub(crate) answers: u32,
     /// What was reserved.
     pub(crate) reserved: Tokens,
     taken_ns: Option<u64>,
+    /// The caller's policy: a call that ends before it counted counts as refused.
+    pub(crate) policy: Option<Policy>,
     /// What the upstream did.
     pub(crate) seen: Seen,
     /// The replica that had it last.
@@ -85,8 +90,10 @@ impl Account {
             endpoint,
             model: None,
             stream: false,
+            answers: 1,
             reserved: Tokens::default(),
             taken_ns: None,
+            policy: None,
             seen: Seen::default(),
             replica: None,
             attempts: 0,
@@ -230,6 +237,12 @@ impl Drop for Account {
             } else {
                 Ending::ClientGone
             };
+            if self.taken_ns.is_none()
+                && let Some(policy) = &self.policy
+            {
+                let now = self.gateway.clock.unix_ns();
+                self.gateway.limits.refused(self.key.id, policy, now);
+            }
             // 499: the client left before it was answered; nobody sees it but the log.
             drop(self.close(ending, 499, None));
         }

@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rules::chain::{Entry, Record};
+use rules::refusal::Refusal;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 
 /// Addresses that get a line of their own each minute; the rest share one.
@@ -42,12 +44,22 @@ impl Trail {
         }
     }
 
-    /// Waits for a place; `None` when the log can't be written, so the call must not begin.
-    pub(crate) async fn permit(&self) -> Option<Permit> {
+    /// Takes a place.
+    ///
+    /// # Errors
+    /// The log can't be written, or all places are taken: the call must not begin.
+    pub(crate) fn permit(&self) -> Result<Permit, Refusal> {
         if !self.healthy.load(Ordering::Relaxed) {
-            return None;
+            return Err(Refusal::RecordsUnavailable);
         }
-        self.entries.clone().reserve_owned().await.ok().map(Permit)
+        self.entries
+            .clone()
+            .try_reserve_owned()
+            .map(Permit)
+            .map_err(|full| match full {
+                TrySendError::Full(_) => Refusal::Busy,
+                TrySendError::Closed(_) => Refusal::RecordsUnavailable,
+            })
     }
 
     /// A time stamp as records carry it.

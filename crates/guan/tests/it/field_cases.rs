@@ -10,7 +10,7 @@ use testkit::upstream::{Answer, Received, Upstream};
 
 use crate::guan;
 
-const CHAT: &str = r#"{"model":"m","messages":[{"role":"user","content":"hi"}]}"#;
+pub(crate) const CHAT: &str = r#"{"model":"m","messages":[{"role":"user","content":"hi"}]}"#;
 
 fn chat_with(more: &str) -> String {
     format!(r#"{{"model":"m","messages":[{{"role":"user","content":"hi"}}],{more}}}"#)
@@ -28,7 +28,7 @@ const USAGE: &str =
 const WHOLE: &str = r#"{"id":"c","object":"chat.completion","created":1,"model":"upstream-name","choices":[{"index":0,"message":{"role":"assistant","content":"ok"},"finish_reason":"stop"}],"usage":{"prompt_tokens":3,"completion_tokens":5,"total_tokens":8}}"#;
 
 /// A server that streams these events and `[DONE]` to who wants a stream, and a whole answer to others.
-fn good(request: &Received, answer: &mut Answer<'_>) {
+pub(crate) fn good(request: &Received, answer: &mut Answer<'_>) {
     if request.json()["stream"] != true {
         return answer.json(200, WHOLE);
     }
@@ -39,7 +39,9 @@ fn good(request: &Received, answer: &mut Answer<'_>) {
     answer.end();
 }
 
-fn pair(script: impl Fn(&Received, &mut Answer<'_>) + Send + Sync + 'static) -> (Upstream, Guan) {
+pub(crate) fn pair(
+    script: impl Fn(&Received, &mut Answer<'_>) + Send + Sync + 'static,
+) -> (Upstream, Guan) {
     let upstream = Upstream::start(script);
     let guan = Guan::start(guan(), &in_front_of(&upstream.url()));
     (upstream, guan)

@@ -208,9 +208,13 @@ pub(super) static REQUEST: &[Field] = &[
     extra("stop_token_ids", VLLM | SGLANG, TOKENS),
     extra("skip_special_tokens", VLLM | SGLANG, Shape::Bool),
     extra("continue_final_message", VLLM | SGLANG, Shape::Bool).on(CHAT),
-    extra("chat_template_kwargs", VLLM | SGLANG | LLAMA, Shape::Free)
-        .on(CHAT)
-        .loud(),
+    extra(
+        "chat_template_kwargs",
+        VLLM | SGLANG | LLAMA,
+        Shape::Object(TEMPLATE_ARGUMENTS),
+    )
+    .on(CHAT)
+    .loud(),
     extra(
         "response_format",
         VLLM | SGLANG | LLAMA,
@@ -304,6 +308,7 @@ pub(super) const NEVER: &[&str] = &[
     "bootstrap_port",
     "bootstrap_room",
     "chat_template",
+    "chat_template_kwargs",
     "custom_logit_processor",
     "custom_params",
     "data_parallel_rank",
@@ -428,6 +433,11 @@ const TEXT_PART: &[Variant] = &[("text", PART_TEXT)];
 const OWN_PART: &[Variant] = &[("text", PART_TEXT), ("refusal", PART_REFUSAL)];
 const PART_TEXT: &[Field] = &[need("type", Shape::Tag), need("text", Shape::Text)];
 const PART_REFUSAL: &[Field] = &[need("type", Shape::Tag), need("refusal", Shape::Text)];
+/// Switches of the usual templates. No others: some servers take a whole template, or their own settings, from here.
+const TEMPLATE_ARGUMENTS: &[Field] = &[
+    field("enable_thinking", Shape::Bool),
+    field("thinking", Shape::Bool),
+];
 const IMAGE_URL: &[Field] = &[
     need("url", Shape::Image),
     field("detail", Shape::Word(&["auto", "low", "high"])),

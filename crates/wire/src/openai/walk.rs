@@ -300,6 +300,13 @@ impl<'f> Walk<'f> {
             Shape::StreamOptions => return self.stream_options(value),
             Shape::Image => {
                 self.want(value, Kind::String, "a string")?;
+                let inline = value.as_str().is_some_and(|url| url.starts_with("data:"));
+                if !inline && self.aim.is_some_and(|aim| aim.dialect != Dialect::OpenAi) {
+                    return Err(self.fault(
+                        "invalid_value",
+                        "must be a data: URL: this model's server fetches no addresses for callers",
+                    ));
+                }
                 self.tally.images = self.tally.images.saturating_add(1);
             }
             Shape::Sound => {

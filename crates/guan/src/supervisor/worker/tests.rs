@@ -55,7 +55,7 @@ const READY: &str = r#"{"ready":{"name":"x","architecture":"qwen2","context_toke
 
 #[test]
 fn a_worker_becomes_ready_dies_and_is_started_again() {
-    let bed = Bed::new(&format!("echo '{READY}' >&4; read line <&4"));
+    let bed = Bed::new(&format!("echo '{READY}' >&4; kill -STOP $$"));
     let mut worker = bed.start();
     assert_eq!(worker.state(Instant::now()), WorkerState::Starting);
     wait(worker.line_fd().unwrap());

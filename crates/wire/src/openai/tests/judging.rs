@@ -196,13 +196,50 @@ fn messages_are_judged() {
         Some("messages")
     );
     let fine = r#"{"model":"m","messages":[{"role":"developer","content":[{"type":"text","text":"d"}]},
-        {"role":"user","name":"n","content":[{"type":"text","text":"t"},{"type":"image_url","image_url":{"url":"https://x/y.png","detail":"low"}},
+        {"role":"user","name":"n","content":[{"type":"text","text":"t"},{"type":"image_url","image_url":{"url":"data:image/png;base64,AA","detail":"low"}},
         {"type":"input_audio","input_audio":{"data":"AAAA","format":"wav"}},{"type":"file","file":{"file_id":"f"}}]},
         {"role":"assistant","content":null,"refusal":null,"tool_calls":[{"id":"1","type":"custom","custom":{"name":"c","input":"i"}}]},
         {"role":"tool","tool_call_id":"1","content":[{"type":"text","text":"r"}]},
         {"role":"assistant","content":"","function_call":{"name":"f","arguments":""}},{"role":"function","name":"f","content":null}]}"#;
     let (out, dropped) = sent(&chat(fine), Dialect::Vllm, UnknownFields::Refuse);
     assert!(dropped.is_empty() && !out.contains("null"), "{out}");
+}
+
+#[test]
+fn no_server_of_ours_is_sent_to_an_address_that_a_caller_names() {
+    let image = r#"{"model":"m","messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"http://169.254.169.254/x"}}]}]}"#;
+    for dialect in [
+        Dialect::Guan,
+        Dialect::Vllm,
+        Dialect::Sglang,
+        Dialect::LlamaServer,
+    ] {
+        let fault = chat(image)
+            .forward(&to(dialect, UnknownFields::Forward))
+            .unwrap_err();
+        assert_eq!(
+            fault.param.as_deref(),
+            Some("messages[0].content[0].image_url.url")
+        );
+    }
+    assert!(
+        chat(image)
+            .forward(&to(Dialect::OpenAi, UnknownFields::Drop))
+            .is_ok()
+    );
+}
+
+#[test]
+fn a_template_never_comes_from_a_caller() {
+    let body = r#"{"model":"m","messages":[{"role":"user","content":"a"}],"chat_template_kwargs":{"enable_thinking":false,"chat_template":"{{x}}"}}"#;
+    let (out, dropped) = sent(&chat(body), Dialect::Vllm, UnknownFields::Drop);
+    assert!(
+        out.contains("enable_thinking") && !out.contains("chat_template\""),
+        "{out}"
+    );
+    assert_eq!(dropped, ["chat_template_kwargs.chat_template"]);
+    let (out, _) = sent(&chat(body), Dialect::OpenAi, UnknownFields::Forward);
+    assert!(!out.contains("chat_template"), "{out}");
 }
 
 #[test]
