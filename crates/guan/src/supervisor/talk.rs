@@ -95,7 +95,11 @@ impl Supervisor {
         self.is_welcomed = true;
         let address = self.listeners.address;
         let file = self.folder.run().join(ADDRESS_FILE);
-        if let Err(e) = std::fs::write(&file, format!("{address}\n")) {
+        // Whoever waits for the file finds all of it.
+        let whole = self.folder.run().join("address.new");
+        let written = std::fs::write(&whole, format!("{address}\n"))
+            .and_then(|()| std::fs::rename(&whole, &file));
+        if let Err(e) = written {
             tracing::warn!("{} can't be written: {e}", file.display());
         }
         welcome::print(&self.folder, address, &self.config);
