@@ -78,7 +78,7 @@ fn sequences_in_a_batch_answer_as_alone() {
             scope.spawn(move || assert_eq!(&text(worker, prompt), alone));
         }
     });
-    assert_eq!(worker.counter("active"), 0);
+    worker.wait_for("active", 0);
 }
 
 #[test]
