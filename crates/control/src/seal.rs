@@ -1,6 +1,6 @@
 //! Sealing: what lies in the store or beside it and must not be readable by whoever copies it.
 //!
-//! One provider so far, a key-encryption key in a file ([`file`]). A sealed blob names its format in its first byte
+//! One provider so far, a key-encryption key in a file (`file`). A sealed blob names its format in its first byte
 //! and its key by id, so that other providers and a change of keys find their place. It never says what was sealed.
 //! Called by `bootstrap`.
 

@@ -1,6 +1,6 @@
 //! What is kept: keys and their secrets' digests, projects, usage, nodes, and a few facts.
 //!
-//! One [`Store`] over two databases: SQLite in the data folder ([`sqlite`]) or PostgreSQL ([`postgres`]); the acts
+//! One [`Store`] over two databases: SQLite in the data folder (`sqlite`) or PostgreSQL (`postgres`); the acts
 //! below are one SQL text for both. It decides how rows are written and what a failing database means to people. It
 //! knows no key text, no role's meaning and no time but what it is given. Every act that requests must see raises
 //! one number in its transaction, so that whoever follows reads only what changed. Called by `keys`, `publish`,

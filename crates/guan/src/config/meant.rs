@@ -206,7 +206,7 @@ impl Judge {
         });
     }
 
-    /// A fault of `key` in `table`: "`key` in [table] `text`".
+    /// A fault of `key` in `table`: "key in `[table]` `text`".
     fn fault(&mut self, table: &Seat, key: &str, text: &str) {
         let header = table
             .header()
