@@ -5,6 +5,7 @@
 
 mod keys;
 mod projects;
+mod secrets;
 mod serve;
 mod usage;
 
@@ -25,6 +26,8 @@ use serde_json::{Value, json};
 
 use crate::clock::Clock;
 use crate::keys::{Keys, KeysFault};
+use crate::seal::SealFault;
+use crate::secrets::{Secrets, SecretsFault};
 use crate::store::{Store, StoreFault};
 
 pub use serve::serve;
@@ -43,6 +46,8 @@ pub struct ApiState {
     pub clock: Clock,
     /// For usage and nodes.
     pub store: Store,
+    /// For sealed values and the data key.
+    pub secrets: Secrets,
 }
 
 impl fmt::Debug for ApiState {
@@ -77,6 +82,8 @@ pub fn router(state: ApiState) -> Router {
         .route("/admin/v1/projects/{id}", get(projects::show))
         .route("/admin/v1/projects/{id}/enable", post(projects::enable))
         .route("/admin/v1/projects/{id}/disable", post(projects::disable))
+        .route("/admin/v1/secrets/seal", post(secrets::seal))
+        .route("/admin/v1/secrets/rewrap", post(secrets::rewrap))
         .route("/admin/v1/usage", get(usage::usage))
         .route("/admin/v1/nodes", get(usage::nodes))
         .fallback(no_route)
@@ -88,7 +95,7 @@ pub fn router(state: ApiState) -> Router {
 async fn no_route() -> ApiFault {
     ApiFault::new(
         StatusCode::NOT_FOUND,
-        "nothing is here; this socket knows /admin/v1/keys, /admin/v1/projects, /admin/v1/usage and /admin/v1/nodes".to_owned(),
+        "nothing is here; this socket knows /admin/v1/keys, /admin/v1/projects, /admin/v1/secrets, /admin/v1/usage and /admin/v1/nodes".to_owned(),
     )
 }
 
@@ -187,6 +194,21 @@ impl From<KeysFault> for ApiFault {
     }
 }
 
+impl From<SecretsFault> for ApiFault {
+    fn from(fault: SecretsFault) -> Self {
+        match fault {
+            SecretsFault::Value => Self::bad(fault.to_string(), Some("secret")),
+            SecretsFault::Changed => Self::new(StatusCode::CONFLICT, fault.to_string()),
+            SecretsFault::Store(inner) | SecretsFault::Seal(SealFault::Store(inner)) => {
+                KeysFault::Store(inner).into()
+            }
+            SecretsFault::Audit(inner) => KeysFault::Audit(inner).into(),
+            // What the provider says is for the one who acts: he is root or the server's own user.
+            SecretsFault::Seal(_) => Self::new(StatusCode::SERVICE_UNAVAILABLE, fault.to_string()),
+        }
+    }
+}
+
 impl IntoResponse for ApiFault {
     fn into_response(self) -> Response {
         let kind = match self.status {
@@ -244,11 +266,11 @@ fn query_fault(cause: &QueryRejection) -> ApiFault {
 }
 
 /// In a task of its own: an act that has begun ends, whether or not the asker waits.
-async fn whole<T: Send + 'static>(
-    act: Pin<Box<dyn Future<Output = Result<T, KeysFault>> + Send>>,
+async fn whole<T: Send + 'static, F: Into<ApiFault> + Send + 'static>(
+    act: Pin<Box<dyn Future<Output = Result<T, F>> + Send>>,
 ) -> Result<T, ApiFault> {
     let done = tokio::spawn(act).await;
-    Ok(done.map_err(|_panic| ApiFault::ours())??)
+    done.map_err(|_panic| ApiFault::ours())?.map_err(Into::into)
 }
 
 fn actor(peer: Peer) -> String {

@@ -21,8 +21,8 @@ use crate::clock::{self, Clock};
 use crate::folder;
 use crate::keys::{Keys, KeysFault, NewKey};
 use crate::publish::Publisher;
-use crate::seal::SealFault;
 use crate::seal::file::{self, Kek};
+use crate::seal::{Envelope, FACT, Kms, Made, PEPPER, SealFault};
 use crate::store::{Store, StoreFault, Target};
 
 /// What the first start made. The key is shown once and kept nowhere.
@@ -51,8 +51,8 @@ impl std::fmt::Debug for FirstStart {
 pub struct Opened {
     /// The database.
     pub store: Store,
-    /// The key that secrets are sealed with.
-    pub kek: Kek,
+    /// What secrets are sealed with.
+    pub envelope: Envelope,
     /// What keys are hashed under.
     pub pepper: Pepper,
     /// This node's id.
@@ -142,8 +142,8 @@ pub enum BootstrapFault {
     Key(#[from] KeysFault),
 }
 
-/// Makes a data folder: folders, key-encryption key, certificate, database, first admin key. Refuses one that is
-/// there; makes anew one that was cut. `names` go into the certificate. Whoever calls holds the data folder's lock.
+/// Makes a data folder: folders, data key, certificate, database, first admin key. Refuses one that is there; makes
+/// anew one that was cut. `names` go into the certificate. Whoever calls holds the data folder's lock.
 ///
 /// # Errors
 /// [`BootstrapFault`].
@@ -151,6 +151,7 @@ pub async fn init(
     data: &Path,
     names: &[String],
     target: &Target,
+    kms: &Kms,
     clock: &Clock,
 ) -> Result<FirstStart, BootstrapFault> {
     let place = Place::new(data);
@@ -164,22 +165,29 @@ pub async fn init(
     } else if let Some(there) = place.found(target)? {
         return Err(BootstrapFault::NotEmpty(there));
     }
-    let shared = match target {
-        Target::Sqlite(_) => None,
-        Target::Postgres(server) => {
-            let store = Store::open(target).await?;
-            let sealed = store.fact(PEPPER).await;
-            store.close().await;
-            place.judge_shared(&server.url, sealed?)?
+    let joins = match target {
+        Target::Sqlite(_) => false,
+        Target::Postgres(server) => place.joins(&server.url, target, kms).await?,
+    };
+    // A key service that doesn't answer must not leave a half-made folder either.
+    let mut made = match kms {
+        Kms::File(_) => None,
+        Kms::Vault(_) | Kms::Aws(_) | Kms::Aliyun(_) if joins => None,
+        Kms::Vault(_) | Kms::Aws(_) | Kms::Aliyun(_) => {
+            Some(Envelope::make(&*kms.provider()?).await?)
         }
     };
     place.make_folders(data)?;
-
-    let kek = match shared {
-        Some(kek) => kek,
-        None if exists(&place.kek())? => Kek::open(&place.secrets)?,
-        None => Kek::create(&place.secrets)?,
-    };
+    if let Kms::File(secrets) = kms
+        && !joins
+    {
+        let kek = if exists(&secrets.join(file::FILE_NAME))? {
+            Kek::read(secrets)?
+        } else {
+            Kek::create(secrets)?
+        };
+        made = Some(Envelope::make(&kek).await?);
+    }
     write(
         &place.secrets.join(certificates::CHAIN),
         0o400,
@@ -190,7 +198,7 @@ pub async fn init(
         0o400,
         certificate.key.as_bytes(),
     )?;
-    let (node, created) = Box::pin(make_database(&place, target, &kek, clock)).await?;
+    let (node, created) = Box::pin(make_database(&place, target, made, clock)).await?;
     place.finish()?;
     let Some(created) = created else {
         return Err(BootstrapFault::Joined(node));
@@ -213,7 +221,7 @@ pub fn is_ready(data: &Path) -> bool {
 ///
 /// # Errors
 /// [`BootstrapFault`].
-pub async fn open(data: &Path, target: &Target) -> Result<Opened, BootstrapFault> {
+pub async fn open(data: &Path, target: &Target, kms: &Kms) -> Result<Opened, BootstrapFault> {
     let place = Place::new(data);
     if !is_ready(data) {
         let half_made = exists(&place.unfinished)?;
@@ -230,13 +238,10 @@ pub async fn open(data: &Path, target: &Target) -> Result<Opened, BootstrapFault
         // SQLite would make an empty one, in which no key is valid.
         return Err(BootstrapFault::NoFact("file"));
     }
-    let kek = Kek::open(&place.secrets)?;
     let store = Store::open(target).await?;
-    let sealed = store
-        .fact(PEPPER)
+    let (envelope, plain) = Envelope::open(&store, kms, &place.secrets)
         .await?
         .ok_or(BootstrapFault::NoFact("pepper"))?;
-    let plain = kek.open_sealed(PEPPER.as_bytes(), &sealed)?;
     let pepper = <&[u8; 32]>::try_from(plain.as_slice())
         .map(Pepper::new)
         .map_err(|_length| SealFault::Tampered)?;
@@ -250,7 +255,7 @@ pub async fn open(data: &Path, target: &Target) -> Result<Opened, BootstrapFault
     };
     Ok(Opened {
         store,
-        kek,
+        envelope,
         pepper,
         node,
     })
@@ -283,7 +288,7 @@ pub fn write_first_key(secrets: &Path, text: &str) -> Result<PathBuf, BootstrapF
 async fn make_database(
     place: &Place,
     target: &Target,
-    kek: &Kek,
+    made: Option<Made>,
     clock: &Clock,
 ) -> Result<(String, Option<crate::keys::Created>), BootstrapFault> {
     let store = Store::open(target).await?;
@@ -307,8 +312,13 @@ async fn make_database(
             return Ok((node, None));
         }
     }
-    let sealed = kek.seal(PEPPER.as_bytes(), pepper.as_ref())?;
-    let mut facts: Vec<(&str, &[u8])> = vec![(PEPPER, &sealed), ("made_at", made_at.as_bytes())];
+    let Made { envelope, fact } = made.ok_or(BootstrapFault::NoFact("pepper"))?;
+    let sealed = envelope.seal(PEPPER, pepper.as_ref())?;
+    let mut facts: Vec<(&str, &[u8])> = vec![
+        (FACT, &fact),
+        (PEPPER, &sealed),
+        ("made_at", made_at.as_bytes()),
+    ];
     if !store.is_shared() {
         facts.push((NODE, node.as_bytes()));
     }
@@ -385,24 +395,25 @@ impl Place {
         }
     }
 
-    /// The key that opens a store of other nodes; none when the store is empty.
-    fn judge_shared(
-        &self,
-        url: &str,
-        sealed: Option<Vec<u8>>,
-    ) -> Result<Option<Kek>, BootstrapFault> {
-        let Some(sealed) = sealed else {
-            return Ok(None);
+    /// Whether the store has keys of other nodes already; then `kms` must open it.
+    async fn joins(&self, url: &str, target: &Target, kms: &Kms) -> Result<bool, BootstrapFault> {
+        let store = Store::open(target).await?;
+        let found = async {
+            if store.fact(PEPPER).await?.is_none() {
+                return Ok(false);
+            }
+            if matches!(kms, Kms::File(_)) && !exists(&self.kek())? {
+                return Err(BootstrapFault::NoKek {
+                    store: url.to_owned(),
+                    path: self.kek(),
+                });
+            }
+            let opened = Envelope::open(&store, kms, &self.secrets).await?;
+            Ok(opened.is_some())
         };
-        if !exists(&self.kek())? {
-            return Err(BootstrapFault::NoKek {
-                store: url.to_owned(),
-                path: self.kek(),
-            });
-        }
-        let kek = Kek::open(&self.secrets)?;
-        let _pepper = kek.open_sealed(PEPPER.as_bytes(), &sealed)?;
-        Ok(Some(kek))
+        let found = found.await;
+        store.close().await;
+        found
     }
 
     fn finish(&self) -> Result<(), BootstrapFault> {
@@ -538,7 +549,6 @@ fn at(path: &Path, cause: &io::Error) -> BootstrapFault {
 
 const BASE62: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 const ADMIN: &str = "admin";
-const PEPPER: &str = "pepper";
 const NODE: &str = "node";
 const FIRST_KEY: &str = "first-key";
 const READY: &[u8] = b"This data folder was made whole. Without this file guan doesn't use it.\n";

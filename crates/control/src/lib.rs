@@ -9,6 +9,7 @@ pub mod seal;
 pub mod store;
 pub mod keys;
 pub mod publish;
+pub mod secrets;
 pub mod api;
 pub mod audit_log;
 pub mod usage;

@@ -201,6 +201,41 @@ impl Store {
         }
         tx.commit().await
     }
+
+    /// Keeps new facts and replaces others that are still as they were, all or none; others see it only after
+    /// [`Pending::commit`].
+    ///
+    /// # Errors
+    /// [`StoreFault::Taken`] when one is there already, or isn't as it was.
+    pub(crate) async fn change_facts(
+        &self,
+        new: &[(&str, &[u8])],
+        changed: &[(&str, &[u8], &[u8])],
+    ) -> Result<Pending, StoreFault> {
+        let mut tx = self.begin().await?;
+        for (name, value) in new {
+            let _done = within!(&mut tx, c => sqlx::query("INSERT INTO meta (name, value) VALUES ($1, $2)")
+                .bind((*name).to_owned())
+                .bind(value.to_vec())
+                .execute(c)
+                .await
+                .map(|done| done.rows_affected()))?;
+        }
+        for (name, old, value) in changed {
+            let done = within!(&mut tx, c => sqlx::query(
+                "UPDATE meta SET value = $3 WHERE name = $1 AND value = $2")
+                .bind((*name).to_owned())
+                .bind(old.to_vec())
+                .bind(value.to_vec())
+                .execute(c)
+                .await
+                .map(|done| done.rows_affected()))?;
+            if done != 1 {
+                return Err(StoreFault::Taken);
+            }
+        }
+        Ok(Pending::new(tx))
+    }
 }
 
 impl Tx {

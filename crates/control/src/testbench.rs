@@ -16,6 +16,9 @@ use tokio::sync::mpsc;
 use crate::clock::{self, Clock};
 use crate::keys::{Keys, NewKey};
 use crate::publish::{Publisher, Swap};
+use crate::seal::file::Kek;
+use crate::seal::{Envelope, FACT, Kms, PEPPER};
+use crate::secrets::Secrets;
 use crate::store::{Server, Store, Target};
 
 pub(crate) const NOW: i64 = 1_800_000_000;
@@ -28,6 +31,7 @@ pub(crate) struct Bench {
     pub(crate) publisher: Publisher,
     pub(crate) pepper: Pepper,
     pub(crate) clock: Clock,
+    pub(crate) audit: mpsc::Sender<Entry>,
     /// What requests would read.
     pub(crate) seen: Arc<Mutex<snapshot::Keys>>,
     /// What the log got and answered `true`.
@@ -73,7 +77,7 @@ impl Bench {
             store.clone(),
             pepper.clone(),
             publisher.clone(),
-            to,
+            to.clone(),
             Arc::clone(&clock),
         );
         Self {
@@ -83,10 +87,43 @@ impl Bench {
             publisher,
             pepper,
             clock,
+            audit: to,
             seen,
             records,
             log_works,
         }
+    }
+
+    /// Gives the store a data key under a key file in `secrets/`, and what acts on it; `kms` is what the config says.
+    pub(crate) async fn secrets(&self, kms: Kms) -> Secrets {
+        let folder = self.dir.path().join("secrets");
+        let (envelope, _pepper) = match Envelope::open(&self.store, &kms, &folder).await.unwrap() {
+            Some(opened) => opened,
+            None => {
+                std::fs::create_dir(&folder).unwrap();
+                let kek = Kek::create(&folder).unwrap();
+                let made = Envelope::make(&kek).await.unwrap();
+                let pepper = made.envelope.seal(PEPPER, &[7; 32]).unwrap();
+                let facts: [(&str, &[u8]); 2] = [(FACT, &made.fact), (PEPPER, &pepper)];
+                self.store.add_facts(&facts).await.unwrap();
+                Envelope::open(&self.store, &kms, &folder)
+                    .await
+                    .unwrap()
+                    .unwrap()
+            }
+        };
+        Secrets::new(
+            envelope,
+            self.store.clone(),
+            self.audit.clone(),
+            Arc::clone(&self.clock),
+            Arc::new(move || kms.clone()),
+            folder,
+        )
+    }
+
+    pub(crate) fn kms(&self) -> Kms {
+        Kms::in_folder(self.dir.path())
     }
 
     pub(crate) fn database(&self) -> PathBuf {

@@ -18,6 +18,7 @@ mod key;
 mod model;
 mod probe;
 mod project;
+mod secret;
 mod store;
 mod usage;
 
@@ -58,6 +59,8 @@ enum Command {
     Key(key::KeyArgs),
     /// Make projects, and disable them with all their keys
     Project(project::ProjectArgs),
+    /// Seal secrets for the config file, and move the key they are sealed under
+    Secret(secret::SecretArgs),
     /// Move the database to a server
     Store(store::StoreArgs),
     /// Print what keys, projects and models used
@@ -177,6 +180,7 @@ fn act(command: Command, places: &Places) -> Result<(), Failure> {
         Command::Init(args) => init::run(&args, places),
         Command::Key(args) => key::run(args, places),
         Command::Project(args) => project::run(args, places),
+        Command::Secret(args) => secret::run(&args, places),
         Command::Store(args) => store::run(&args, places),
         Command::Usage(args) => usage::run(&args, places),
         Command::Model(args) => {

@@ -27,6 +27,8 @@ pub(crate) struct Place<'a> {
     pub(crate) data: &'a Path,
     /// The environment, for `env:` references.
     pub(crate) env: &'a dyn Fn(&str) -> Option<String>,
+    /// What opens `sealed:` references.
+    pub(crate) opener: reference::Opener<'a>,
     /// When the models were made known, seconds since 1970.
     pub(crate) now: i64,
 }
@@ -117,6 +119,8 @@ pub(crate) struct Glance {
     pub(crate) roles: rules::snapshot::Roles,
     /// `[store]`, unread: [`Glance::store`] reads it.
     store: written::Store,
+    /// `[kms]`, unread: [`Glance::kms`] reads it.
+    kms: written::Kms,
     /// `[server] names`.
     pub(crate) names: Vec<String>,
     /// `[hub] mirror`.
@@ -132,6 +136,7 @@ pub(crate) fn glance(text: &str, file: &Path) -> Result<Glance, Faults> {
     Ok(Glance {
         roles: meant::roles(written.roles),
         store: written.store,
+        kms: written.kms,
         names: written.server.names,
         mirror: written.hub.mirror,
     })
@@ -165,6 +170,16 @@ impl Glance {
         meant::store::target(&self.store, data, &environment)
             .map(|(target, _variable)| target)
             .map_err(|(key, why)| format!("{key} in [store] {why}"))
+    }
+
+    /// Who wraps the store's data key; reads its credentials.
+    ///
+    /// # Errors
+    /// What is wrong with `[kms]`.
+    pub(crate) fn kms(&self, data: &Path) -> Result<control::seal::Kms, String> {
+        meant::kms::provider(&self.kms, data, &environment)
+            .map(|(kms, _variables)| kms)
+            .map_err(|(key, why)| format!("{key} in [kms] {why}"))
     }
 }
 

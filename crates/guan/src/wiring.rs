@@ -15,11 +15,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use control::api::ApiState;
 use control::audit_log::{self, AuditSpec, Log};
 use control::bootstrap::Opened;
 use control::keys::Keys;
 use control::publish::{self, Publisher};
+use control::seal::{Envelope, Kms};
+use control::secrets::Secrets;
 use control::store::{NodeRow, Store};
 use gateway::check::fresh::Freshness;
 use gateway::limits::memory::Memory;
@@ -36,6 +39,7 @@ use tokio::io::AsyncReadExt;
 use tokio::task::LocalSet;
 use wire::control::{Decoder, Start, ToGateway, ToSupervisor, WorkerState, encode};
 
+use crate::config::reference::Opener;
 use crate::config::{self, Config};
 
 /// The descriptor of the supervisor's socket.
@@ -85,7 +89,8 @@ fn live(supervisor: &mut UnixStream) -> Result<(), Reason> {
         return Err("the supervisor's first message isn't a start".into());
     };
     let clock = Clock::system();
-    let config = read_config(&start, &start.config, clock)?;
+    // Sealed values are opened once the store is.
+    let config = read_config(&start, &start.config, clock, Opener::Nobody)?;
     let listeners = start
         .listeners
         .iter()
@@ -97,7 +102,7 @@ fn live(supervisor: &mut UnixStream) -> Result<(), Reason> {
         .build()?;
     let local = LocalSet::new();
     let (log, slots) = local.block_on(&runtime, async {
-        let house = Box::pin(House::build(&start, &config, clock)).await?;
+        let (house, config) = Box::pin(House::build(&start, config, clock)).await?;
         let cores = serve::start(&house.gateway, listeners)?;
         house.serve_admin(admin)?;
         say(supervisor, &ToSupervisor::Ready);
@@ -122,19 +127,28 @@ struct House {
     gateway: Arc<Gateway>,
     keys: Keys,
     store: Store,
+    secrets: Secrets,
+    envelope: Envelope,
+    /// `[kms]` of the config in force.
+    kms: Arc<ArcSwap<Kms>>,
     log: Log,
     clock: Clock,
 }
 
 impl House {
-    async fn build(start: &Start, config: &Config, clock: Clock) -> Result<Self, Reason> {
+    async fn build(start: &Start, config: Config, clock: Clock) -> Result<(Self, Config), Reason> {
         let data = Path::new(&start.data);
         let Opened {
             store,
+            envelope,
             pepper,
             node,
-            ..
-        } = control::bootstrap::open(data, &config.store).await?;
+        } = control::bootstrap::open(data, &config.store, &config.kms).await?;
+        let config = if config.sealed.is_empty() {
+            config
+        } else {
+            read_config(start, &start.config, clock, Opener::Envelope(&envelope))?
+        };
         let audit = data.join("state/audit");
         let now = clock.unix_ns();
         let mut past = audit_log::past_calls(&audit, now.saturating_sub(REBUILD));
@@ -154,7 +168,7 @@ impl House {
         let known = publish::load(&store).await?;
         let by_id = known.by_id();
         past.extend(replay(start, &audit, &trail, &by_id, clock).await?);
-        let limits = rebuilt(&mut past, &known, &by_id, config);
+        let limits = rebuilt(&mut past, &known, &by_id, &config);
         drop(by_id);
         let (ask, questions) = tokio::sync::mpsc::channel(publish::MOST_ASKED);
         let (chain, key) = control::certificates::load(&data.join("secrets"))?;
@@ -192,16 +206,30 @@ impl House {
             store.clone(),
             pepper,
             publisher,
-            entries,
+            entries.clone(),
             control::clock::system(),
         );
-        Ok(Self {
+        let kms = Arc::new(ArcSwap::from_pointee(config.kms.clone()));
+        let now = Arc::clone(&kms);
+        let secrets = Secrets::new(
+            envelope.clone(),
+            store.clone(),
+            entries,
+            control::clock::system(),
+            Arc::new(move || now.load().as_ref().clone()),
+            data.join("secrets"),
+        );
+        let house = Self {
             gateway,
             keys,
             store,
+            secrets,
+            envelope,
+            kms,
             log,
             clock,
-        })
+        };
+        Ok((house, config))
     }
 
     /// The admin API on the socket that the supervisor holds.
@@ -215,6 +243,7 @@ impl House {
             roles: Arc::new(move || gateway.settings.load().roles.clone()),
             clock: control::clock::system(),
             store: self.store.clone(),
+            secrets: self.secrets.clone(),
         };
         let own = rustix::process::geteuid().as_raw();
         // It ends with this process's local set.
@@ -245,7 +274,7 @@ impl House {
                     ToGateway::Start(_) => return Err("the supervisor sent a second start".into()),
                     ToGateway::Worker { name, state } => self.worker(name, &state),
                     ToGateway::Reload { config: text } => {
-                        let answer = self.reload(start, &text, &mut config);
+                        let answer = self.reload(start, &text, &mut config).await;
                         say(supervisor, &answer);
                     }
                     ToGateway::Drain { grace_ms } => {
@@ -273,8 +302,9 @@ impl House {
         self.gateway.workers.store(Arc::new(workers));
     }
 
-    fn reload(&self, start: &Start, text: &str, config: &mut Config) -> ToSupervisor {
-        let answer = match read_config(start, text, self.clock) {
+    async fn reload(&self, start: &Start, text: &str, config: &mut Config) -> ToSupervisor {
+        let opener = Opener::Envelope(&self.envelope);
+        let answer = match read_config(start, text, self.clock, opener) {
             Err(fault) => ToSupervisor::Refused {
                 text: fault.to_string(),
             },
@@ -282,17 +312,36 @@ impl House {
                 Some(why) => ToSupervisor::NeedsGeneration {
                     why: why.to_owned(),
                 },
-                None => {
-                    self.gateway.settings.store(Arc::new(next.settings.clone()));
-                    *config = next;
-                    ToSupervisor::Applied
-                }
+                None => match self.may_open(start, config, &next).await {
+                    Err(fault) => ToSupervisor::Refused { text: fault },
+                    Ok(()) => {
+                        self.gateway.settings.store(Arc::new(next.settings.clone()));
+                        self.kms.store(Arc::new(next.kms.clone()));
+                        *config = next;
+                        ToSupervisor::Applied
+                    }
+                },
             },
         };
         self.gateway
             .config_stale
             .store(answer != ToSupervisor::Applied, Ordering::Relaxed);
         answer
+    }
+
+    /// New sealed values are taken only while the key service still opens this store's data key: a node that it
+    /// would refuse at its next start must not go on to learn new secrets.
+    async fn may_open(&self, start: &Start, old: &Config, new: &Config) -> Result<(), String> {
+        if new.sealed.is_subset(&old.sealed) {
+            return Ok(());
+        }
+        let secrets = Path::new(&start.data).join("secrets");
+        let mut checked = self.envelope.check(&self.store, &new.kms, &secrets).await;
+        if checked.is_err() && new.kms != old.kms {
+            // `[kms]` was changed and the data key isn't rewrapped yet.
+            checked = self.envelope.check(&self.store, &old.kms, &secrets).await;
+        }
+        checked.map_err(|fault| format!("the file has new sealed values, and {fault}"))
     }
 
     /// Finishes the answers in hand; a second order, or the supervisor's end, cuts them.
@@ -407,11 +456,17 @@ fn slots_of(data: &Path, generation: u64) -> PathBuf {
     data.join("state/inflight").join(generation.to_string())
 }
 
-fn read_config(start: &Start, text: &str, clock: Clock) -> Result<Config, config::Faults> {
+fn read_config(
+    start: &Start,
+    text: &str,
+    clock: Clock,
+    opener: Opener<'_>,
+) -> Result<Config, config::Faults> {
     let place = config::Place {
         file: Path::new(&start.config_path),
         data: Path::new(&start.data),
         env: &config::environment,
+        opener,
         now: clock.unix_seconds(),
     };
     config::check(text, &place)

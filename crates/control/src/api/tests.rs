@@ -26,6 +26,7 @@ impl Socket {
             roles: Arc::new(roles),
             clock: Arc::clone(&bench.clock),
             store: bench.store.clone(),
+            secrets: bench.secrets(bench.kms()).await,
         };
         let serving = tokio::spawn(serve(listener, state, allowed));
         Self { bench, serving }
@@ -297,4 +298,33 @@ async fn garbage_is_no_request() {
         answer.is_empty() || answer.starts_with("HTTP/1.1 400"),
         "{answer}"
     );
+}
+
+#[tokio::test]
+async fn a_secret_goes_in_and_a_sealed_value_comes_out() {
+    let socket = Socket::ours().await;
+    let (status, sealed) = socket
+        .ask(
+            "POST",
+            "/admin/v1/secrets/seal",
+            r#"{"secret":"sk-hunter2"}"#,
+        )
+        .await;
+    assert_eq!(status, 200, "{sealed}");
+    let text = sealed["sealed"].as_str().unwrap();
+    assert!(text.starts_with("sealed:") && !text.contains("hunter2"));
+    let (status, said) = socket
+        .ask(
+            "POST",
+            "/admin/v1/secrets/seal",
+            r#"{"secret":"sk hunter2"}"#,
+        )
+        .await;
+    assert_eq!(status, 400);
+    assert!(!said.to_string().contains("hunter2"), "{said}");
+    let (status, done) = socket.ask("POST", "/admin/v1/secrets/rewrap", "").await;
+    assert_eq!((status, &done["provider"]), (200, &"file".into()), "{done}");
+    assert_eq!(socket.bench.actions(), ["secret-seal", "secret-rewrap"]);
+    let records = format!("{:?}", socket.bench.records.lock().unwrap());
+    assert!(!records.contains("hunter2"), "{records}");
 }

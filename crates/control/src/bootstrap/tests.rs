@@ -14,11 +14,18 @@ async fn init_here(
     names: &[String],
     clock: &Clock,
 ) -> Result<FirstStart, BootstrapFault> {
-    init(data, names, &Target::in_folder(data), clock).await
+    init(
+        data,
+        names,
+        &Target::in_folder(data),
+        &Kms::in_folder(data),
+        clock,
+    )
+    .await
 }
 
 async fn open_here(data: &Path) -> Result<Opened, BootstrapFault> {
-    open(data, &Target::in_folder(data)).await
+    open(data, &Target::in_folder(data), &Kms::in_folder(data)).await
 }
 
 fn now() -> Clock {
@@ -289,6 +296,79 @@ async fn a_key_that_was_never_shown_is_never_thrown_away() {
     assert_eq!(opened.store.count_keys().await.unwrap(), 1);
 }
 
+/// A folder of the versions before there were data keys: the key file sealed the pepper itself.
+async fn make_old(data: &Path) {
+    let opened = open_here(data).await.unwrap();
+    let (_envelope, pepper) =
+        Envelope::open(&opened.store, &Kms::in_folder(data), &data.join("secrets"))
+            .await
+            .unwrap()
+            .unwrap();
+    opened.store.close().await;
+    let kek = Kek::read(&data.join("secrets")).unwrap();
+    let sealed = kek.seal(PEPPER.as_bytes(), &pepper).unwrap();
+    let mut database = sqlx::sqlite::SqliteConnectOptions::new()
+        .filename(data.join("state/guan.db"))
+        .connect()
+        .await
+        .unwrap();
+    sqlx::query("DELETE FROM meta WHERE name = 'data-key'")
+        .execute(&mut database)
+        .await
+        .unwrap();
+    sqlx::query("UPDATE meta SET value = $1 WHERE name = 'pepper'")
+        .bind(sealed)
+        .execute(&mut database)
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn an_older_folder_gets_a_data_key_once_and_keeps_its_keys() {
+    let (dir, first) = made().await;
+    let data = dir.path().join("data");
+    make_old(&data).await;
+    let opened = open_here(&data).await.unwrap();
+    let keys = crate::publish::load(&opened.store).await.unwrap();
+    assert!(keys.find(&opened.pepper.digest(&first.key)).is_some());
+    let id = opened.envelope.id();
+    opened.store.close().await;
+    let again = open_here(&data).await.unwrap();
+    assert_eq!(again.envelope.id(), id, "made once");
+    assert!(again.store.fact(FACT).await.unwrap().is_some());
+    again.store.close().await;
+    // Two starts at the same time end with one data key.
+    make_old(&data).await;
+    let (one, two) = tokio::join!(open_here(&data), open_here(&data));
+    assert_eq!(one.unwrap().envelope.id(), two.unwrap().envelope.id());
+}
+
+#[tokio::test]
+async fn a_key_service_that_is_away_leaves_no_half_made_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", free.local_addr().unwrap());
+    drop(free);
+    let kms = Kms::Vault(crate::seal::vault::Settings {
+        endpoint: crate::seal::client::Endpoint::parse(&url, None).unwrap(),
+        mount: "transit".to_owned(),
+        key: "guan".to_owned(),
+        token: crate::seal::Secret::new("hvs.hunter2".to_owned().into()),
+        namespace: None,
+    });
+    let fault = init(&data, &[], &Target::in_folder(&data), &kms, &now())
+        .await
+        .unwrap_err();
+    let said = fault.to_string();
+    assert!(
+        said.contains("doesn't answer") && said.contains("[kms]"),
+        "{said}"
+    );
+    assert!(!format!("{fault:?} {kms:?}").contains("hunter2"));
+    assert!(!data.exists());
+}
+
 #[tokio::test]
 async fn nodes_share_a_store_by_its_key_and_a_wrong_one_is_refused() {
     let Some(target) = crate::testbench::postgres() else {
@@ -300,9 +380,13 @@ async fn nodes_share_a_store_by_its_key_and_a_wrong_one_is_refused() {
         dir.path().join("2"),
         dir.path().join("3"),
     );
-    let first = init(&one, &[], &target, &now()).await.unwrap();
+    let first = init(&one, &[], &target, &Kms::in_folder(&one), &now())
+        .await
+        .unwrap();
     // Without the key nothing is made; with another one neither.
-    let fault = init(&two, &[], &target, &now()).await.unwrap_err();
+    let fault = init(&two, &[], &target, &Kms::in_folder(&two), &now())
+        .await
+        .unwrap_err();
     assert!(matches!(fault, BootstrapFault::NoKek { .. }), "{fault}");
     assert!(!two.join("state").exists());
     let _first = init_here(&three, &[], &now()).await.unwrap();
@@ -313,17 +397,27 @@ async fn nodes_share_a_store_by_its_key_and_a_wrong_one_is_refused() {
         fs::copy(from.join("secrets/kek"), &to).unwrap();
     };
     bring(&three);
-    let fault = init(&two, &[], &target, &now()).await.unwrap_err();
+    let fault = init(&two, &[], &target, &Kms::in_folder(&two), &now())
+        .await
+        .unwrap_err();
     assert!(
         matches!(fault, BootstrapFault::Seal(SealFault::OtherKey { .. })),
         "{fault}"
     );
     bring(&one);
-    let joined = init(&two, &[], &target, &now()).await.unwrap_err();
+    let joined = init(&two, &[], &target, &Kms::in_folder(&two), &now())
+        .await
+        .unwrap_err();
     assert!(matches!(joined, BootstrapFault::Joined(_)), "{joined}");
-    let opened = open(&two, &target).await.unwrap();
+    let opened = open(&two, &target, &Kms::in_folder(&two)).await.unwrap();
     assert_ne!(opened.node, first.node);
-    assert_eq!(open(&one, &target).await.unwrap().node, first.node);
+    assert_eq!(
+        open(&one, &target, &Kms::in_folder(&one))
+            .await
+            .unwrap()
+            .node,
+        first.node
+    );
     let keys = crate::publish::load(&opened.store).await.unwrap();
     assert!(keys.find(&opened.pepper.digest(&first.key)).is_some());
     // A node whose key was exchanged doesn't start either.
@@ -331,7 +425,7 @@ async fn nodes_share_a_store_by_its_key_and_a_wrong_one_is_refused() {
     fs::remove_file(&kek).unwrap();
     fs::copy(three.join("secrets/kek"), &kek).unwrap();
     assert!(matches!(
-        open(&two, &target).await,
+        open(&two, &target, &Kms::in_folder(&two)).await,
         Err(BootstrapFault::Seal(_))
     ));
 }

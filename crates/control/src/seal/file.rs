@@ -1,22 +1,20 @@
-//! The key-encryption key in a file: `secrets/kek`, 32 bytes, mode 0400.
+//! The provider `file`: a key-encryption key in `secrets/kek`, 32 bytes, mode 0400.
 //!
-//! Blob: `0x01 | key id, 8 | nonce, 12 | ciphertext | tag, 16`, AES-256-GCM; format and key id are authenticated
-//! with the caller's own words. The key never leaves this type and is wiped with it.
+//! What it seals begins with format byte 1 and its own id. The key never leaves this type and is wiped with it.
 
 use std::fmt;
 use std::path::Path;
 
-use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
-use aws_lc_rs::{digest, rand};
+use aws_lc_rs::rand;
 use zeroize::Zeroizing;
 
-use super::SealFault;
+use super::cipher::{Cipher, KEY_LENGTH};
+use super::{Answer, PURPOSE, Provider, SealFault, Wrapped};
 use crate::folder::{self, Secret};
 
 /// A key-encryption key.
 pub struct Kek {
-    key: LessSafeKey,
-    id: [u8; ID_LENGTH],
+    cipher: Cipher,
 }
 
 impl Kek {
@@ -39,7 +37,7 @@ impl Kek {
     ///
     /// # Errors
     /// [`SealFault`] when it isn't there, isn't 32 bytes, or others may read it.
-    pub fn open(dir: &Path) -> Result<Self, SealFault> {
+    pub fn read(dir: &Path) -> Result<Self, SealFault> {
         let path = dir.join(FILE_NAME);
         let read = match folder::read_secret(&path, 64) {
             Ok(Secret::Bytes(bytes)) => bytes,
@@ -59,25 +57,15 @@ impl Kek {
     }
 
     fn new(bytes: &[u8; KEY_LENGTH]) -> Result<Self, SealFault> {
-        let mut context = digest::Context::new(&digest::SHA256);
-        context.update(b"guan kek id");
-        context.update(bytes);
-        let mut id = [0; ID_LENGTH];
-        for (to, from) in id.iter_mut().zip(context.finish().as_ref()) {
-            *to = *from;
-        }
-        let key =
-            UnboundKey::new(&AES_256_GCM, bytes).map_err(|_unspecified| SealFault::NoRandom)?;
         Ok(Self {
-            key: LessSafeKey::new(key),
-            id,
+            cipher: Cipher::new(FORMAT, b"guan kek id", bytes)?,
         })
     }
 
     /// The key's id, hex: public, safe in logs.
     #[must_use]
     pub fn id(&self) -> String {
-        hex(&self.id)
+        self.cipher.id()
     }
 
     /// Seals `plain`. It opens only with the same `aad`: a word that says what it is, so that one sealed value
@@ -86,24 +74,7 @@ impl Kek {
     /// # Errors
     /// [`SealFault::NoRandom`].
     pub fn seal(&self, aad: &[u8], plain: &[u8]) -> Result<Vec<u8>, SealFault> {
-        let mut nonce = [0; NONCE_LEN];
-        rand::fill(&mut nonce).map_err(|_unspecified| SealFault::NoRandom)?;
-        let mut head = Vec::with_capacity(HEAD_LENGTH);
-        head.push(FORMAT);
-        head.extend_from_slice(&self.id);
-        let bound = bound(&head, aad);
-        let mut text = Zeroizing::new(Vec::with_capacity(plain.len().saturating_add(16)));
-        text.extend_from_slice(plain);
-        self.key
-            .seal_in_place_append_tag(
-                Nonce::assume_unique_for_key(nonce),
-                Aad::from(bound),
-                &mut *text,
-            )
-            .map_err(|_unspecified| SealFault::NoRandom)?;
-        head.extend_from_slice(&nonce);
-        head.extend_from_slice(&text);
-        Ok(head)
+        self.cipher.seal(aad, plain)
     }
 
     /// Opens what [`Self::seal`] made with the same `aad`.
@@ -111,35 +82,40 @@ impl Kek {
     /// # Errors
     /// [`SealFault`]: another key, another format, or changed.
     pub fn open_sealed(&self, aad: &[u8], blob: &[u8]) -> Result<Zeroizing<Vec<u8>>, SealFault> {
-        match blob.first() {
-            Some(&FORMAT) => {}
-            Some(&other) => return Err(SealFault::Format(other)),
-            None => return Err(SealFault::Tampered),
-        }
-        let (Some((head, rest)), Some(sealed_by)) =
-            (blob.split_at_checked(HEAD_LENGTH), blob.get(1..HEAD_LENGTH))
-        else {
-            return Err(SealFault::Tampered);
-        };
-        if sealed_by != self.id {
-            return Err(SealFault::OtherKey {
-                sealed_by: hex(sealed_by),
+        self.cipher
+            .open(aad, blob, |sealed_by| SealFault::OtherKey {
+                sealed_by,
                 this: self.id(),
-            });
-        }
-        let Some((nonce, text)) = rest.split_at_checked(NONCE_LEN) else {
-            return Err(SealFault::Tampered);
-        };
-        let nonce =
-            Nonce::try_assume_unique_for_key(nonce).map_err(|_unspecified| SealFault::Tampered)?;
-        let mut plain = Zeroizing::new(text.to_vec());
-        let length = self
-            .key
-            .open_in_place(nonce, Aad::from(bound(head, aad)), &mut plain)
-            .map_err(|_unspecified| SealFault::Tampered)?
-            .len();
-        plain.truncate(length);
-        Ok(plain)
+            })
+    }
+}
+
+impl Provider for Kek {
+    fn name(&self) -> &'static str {
+        super::FILE
+    }
+
+    fn key_id(&self) -> String {
+        self.id()
+    }
+
+    fn describe(&self) -> String {
+        format!("the key in secrets/{FILE_NAME}")
+    }
+
+    fn wrap<'a>(&'a self, key: &'a [u8; 32]) -> Answer<'a, Wrapped> {
+        Box::pin(async move {
+            Ok(Wrapped {
+                provider: self.name().to_owned(),
+                key_id: self.key_id(),
+                version: None,
+                blob: self.seal(PURPOSE.as_bytes(), key)?,
+            })
+        })
+    }
+
+    fn open<'a>(&'a self, wrapped: &'a Wrapped) -> Answer<'a, Zeroizing<Vec<u8>>> {
+        Box::pin(async move { self.open_sealed(PURPOSE.as_bytes(), &wrapped.blob) })
     }
 }
 
@@ -149,26 +125,18 @@ impl fmt::Debug for Kek {
     }
 }
 
-fn bound(head: &[u8], aad: &[u8]) -> Vec<u8> {
-    [head, aad].concat()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 /// The file's name in `secrets/`.
 pub(crate) const FILE_NAME: &str = "kek";
-const FORMAT: u8 = 1;
-const KEY_LENGTH: usize = 32;
-const ID_LENGTH: usize = 8;
-const HEAD_LENGTH: usize = 1 + ID_LENGTH;
+/// What a key in a file sealed begins with this byte: a wrapped data key, or the pepper of a store from before there
+/// were data keys.
+pub(super) const FORMAT: u8 = 1;
 
 #[cfg(test)]
 mod tests {
     use std::fs;
     use std::os::unix::fs::PermissionsExt;
 
+    use super::super::cipher::hex;
     use super::*;
 
     #[test]
@@ -176,7 +144,7 @@ mod tests {
         let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let kek = Kek::create(one.path()).unwrap();
         let blob = kek.seal(b"pepper", b"secret").unwrap();
-        let again = Kek::open(one.path()).unwrap();
+        let again = Kek::read(one.path()).unwrap();
         assert_eq!(
             again.open_sealed(b"pepper", &blob).unwrap().as_slice(),
             b"secret"
@@ -229,16 +197,16 @@ mod tests {
         ));
         for mode in [0o440, 0o404, 0o640] {
             fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
-            let fault = Kek::open(dir.path()).unwrap_err();
+            let fault = Kek::read(dir.path()).unwrap_err();
             assert!(fault.to_string().contains("chmod 400"), "{fault}");
         }
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
         for size in [0, 31, 33, 4096] {
             fs::write(&path, vec![7; size]).unwrap();
-            assert!(matches!(Kek::open(dir.path()), Err(SealFault::Size { .. })));
+            assert!(matches!(Kek::read(dir.path()), Err(SealFault::Size { .. })));
         }
         fs::remove_file(&path).unwrap();
-        assert!(matches!(Kek::open(dir.path()), Err(SealFault::File { .. })));
+        assert!(matches!(Kek::read(dir.path()), Err(SealFault::File { .. })));
     }
 
     #[test]

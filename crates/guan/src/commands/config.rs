@@ -4,10 +4,12 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
+use control::seal::Kms;
 use control::store::Target;
 use rules::policy::Models;
 
 use super::{Failure, Places, say};
+use crate::config::reference::Opener;
 use crate::config::units::{write_duration, write_size};
 use crate::config::{self, Config, Fsync, Glance, Place};
 use crate::supervisor::unix_seconds;
@@ -69,6 +71,16 @@ pub(super) fn glance(places: &Places) -> Result<Glance, Failure> {
     config::glance(&text, &places.config).map_err(|faults| Failure::new(faults.to_string()))
 }
 
+/// The same of another config file, which must be there.
+///
+/// # Errors
+/// When it can't be read or its form is wrong.
+pub(super) fn glance_at(path: &Path) -> Result<Glance, Failure> {
+    let text = config::read_file(path)?;
+    let text = text.ok_or_else(|| Failure::new(format!("{} isn't there", path.display())))?;
+    config::glance(&text, path).map_err(|faults| Failure::new(faults.to_string()))
+}
+
 fn read(path: &Path, must_exist: bool, places: &Places) -> Result<Config, Failure> {
     let text = match config::read_file(path)? {
         Some(text) => text,
@@ -79,6 +91,8 @@ fn read(path: &Path, must_exist: bool, places: &Places) -> Result<Config, Failur
         file: path,
         data: &places.data,
         env: &config::environment,
+        // Whether they open is seen by the server, which has the key.
+        opener: Opener::Nobody,
         now: unix_seconds(),
     };
     config::check(&text, &place).map_err(|faults| Failure::new(faults.to_string()))
@@ -115,6 +129,7 @@ fn render(config: &Config) -> String {
         text(&write_duration(settings.max_stale)),
     );
     out.push_str(&head);
+    render_kms(&mut out, &config.kms);
     if let Some(mirror) = &config.mirror {
         write!(out, "\n[hub]\nmirror = {}\n", text(mirror)).ok();
     }
@@ -144,6 +159,53 @@ fn render(config: &Config) -> String {
         render_model(&mut out, model, config);
     }
     out
+}
+
+fn render_kms(out: &mut String, kms: &Kms) {
+    let mut keys = vec![("provider", kms.name())];
+    let url;
+    let mut hidden: &[&str] = &[];
+    let mut ca = None;
+    match kms {
+        Kms::File(_) => {}
+        Kms::Vault(vault) => {
+            url = vault.endpoint.url();
+            ca = vault.endpoint.ca();
+            keys.extend([
+                ("address", url.as_str()),
+                ("mount", &vault.mount),
+                ("key", &vault.key),
+            ]);
+            keys.extend(vault.namespace.as_deref().map(|n| ("namespace", n)));
+            hidden = &["token"];
+        }
+        Kms::Aws(aws) => {
+            url = aws.endpoint.url();
+            ca = aws.endpoint.ca();
+            keys.extend([
+                ("key_id", aws.key_id.as_str()),
+                ("region", &aws.region),
+                ("endpoint", &url),
+            ]);
+            hidden = &["access_key_id", "access_key_secret"];
+        }
+        Kms::Aliyun(aliyun) => {
+            url = aliyun.endpoint.url();
+            ca = aliyun.endpoint.ca();
+            keys.extend([("key_id", aliyun.key_id.as_str()), ("endpoint", &url)]);
+            hidden = &["access_key_id", "access_key_secret"];
+        }
+    }
+    out.push_str("\n[kms]\n");
+    for (name, value) in keys {
+        writeln!(out, "{name} = {}", text(value)).ok();
+    }
+    if let Some(ca) = ca {
+        writeln!(out, "ca = {}", text(&ca.to_string_lossy())).ok();
+    }
+    for name in hidden {
+        writeln!(out, "# {name}: set, not shown").ok();
+    }
 }
 
 fn render_model(out: &mut String, model: &gateway::settings::Model, config: &Config) {
@@ -236,6 +298,7 @@ mod tests {
             file: Path::new("guan.toml"),
             data: Path::new("/data"),
             env: &|_| Some("sk-hunter2".to_owned()),
+            opener: Opener::Nobody,
             now: 0,
         };
         let first = config::check(written, &place).unwrap();

@@ -2,9 +2,10 @@
 //!
 //! The data folder's lock decides which (so both write audit records, in one order). Both doors end in the same
 //! routes: in this process they are called as functions, else over the admin socket; so an act looks the same to a
-//! command. Called by `key`, `project` and `usage`.
+//! command. Called by `key`, `project`, `secret` and `usage`.
 
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use control::keys::{
     Foreign, KeyRow, Keys, KeysFault, NewKey, NewProject, ProjectRow, is_due, read_list,
 };
 use control::publish::Publisher;
+use control::secrets::{Secrets, SecretsFault};
 use control::store::{Store, UsageBy, UsageRow};
 use rules::snapshot::Roles;
 use serde_json::{Value, json};
@@ -36,6 +38,7 @@ pub(super) struct Here {
     _lock: crate::folder::Lock,
     store: Store,
     keys: Keys,
+    secrets: Secrets,
     log: audit_log::Log,
     roles: Roles,
 }
@@ -54,6 +57,18 @@ impl Door {
         runtime: &tokio::runtime::Runtime,
         places: &Places,
     ) -> Result<Self, Failure> {
+        Self::open_from(runtime, places, None)
+    }
+
+    /// The same, with the store opened by what another config file's `[kms]` names.
+    ///
+    /// # Errors
+    /// When there is no data folder, or it can't be opened.
+    pub(super) fn open_from(
+        runtime: &tokio::runtime::Runtime,
+        places: &Places,
+        from: Option<&Path>,
+    ) -> Result<Self, Failure> {
         if !places.data.is_dir() {
             return Err(Failure::new(format!(
                 "there is no data folder {}; name the server's with --data DIR, or make one with `guan init`",
@@ -63,9 +78,14 @@ impl Door {
         let folder = Folder::open(&places.data)?;
         Ok(match folder.lock()? {
             Ok(lock) => Self::Here(Box::new(
-                runtime.block_on(Here::open(&folder, lock, places))?,
+                runtime.block_on(Here::open(&folder, lock, places, from))?,
             )),
-            Err(Held { .. }) => Self::Server(Server { folder }),
+            Err(Held { .. }) => {
+                if from.is_some() {
+                    remark("guan: the server runs and has the data key; --from isn't needed");
+                }
+                Self::Server(Server { folder })
+            }
         })
     }
 
@@ -263,13 +283,40 @@ impl Door {
         }
     }
 
+    pub(super) async fn seal(&self, secret: &str) -> Result<String, Failure> {
+        match self {
+            Self::Here(here) => here.secrets.seal(secret, &actor()).await.map_err(said),
+            Self::Server(server) => {
+                let body = json!({ "secret": secret });
+                let answer = server.call("POST", "/admin/v1/secrets/seal", Some(&body))?;
+                let sealed = answer.get("sealed").and_then(Value::as_str);
+                let sealed = sealed.map(str::to_owned);
+                sealed.ok_or_else(|| Failure::new("the server's answer has no value; see its log"))
+            }
+        }
+    }
+
+    pub(super) async fn rewrap(&self) -> Result<Value, Failure> {
+        match self {
+            Self::Here(here) => {
+                let done = here.secrets.rewrap(&actor()).await.map_err(said)?;
+                Ok(serde_json::to_value(done).unwrap_or_default())
+            }
+            Self::Server(server) => server.call("POST", "/admin/v1/secrets/rewrap", None),
+        }
+    }
+
     /// Waits until what was recorded is on disk.
     pub(super) fn close(self, runtime: &tokio::runtime::Runtime) {
         if let Self::Here(here) = self {
             let Here {
-                store, keys, log, ..
+                store,
+                keys,
+                secrets,
+                log,
+                ..
             } = *here;
-            drop(keys);
+            drop((keys, secrets));
             if !log.join() {
                 remark(
                     "guan: the last audit records may not be on disk; make room on the disk of state/audit",
@@ -285,10 +332,18 @@ impl Here {
         folder: &Folder,
         lock: crate::folder::Lock,
         places: &Places,
+        from: Option<&Path>,
     ) -> Result<Self, Failure> {
         let glance = config::glance(places)?;
         let target = glance.store(folder.path()).map_err(Failure::new)?;
-        let opened = bootstrap::open(folder.path(), &target)
+        let kms = glance.kms(folder.path()).map_err(Failure::new)?;
+        let opens = match from {
+            None => kms.clone(),
+            Some(file) => config::glance_at(file)?
+                .kms(folder.path())
+                .map_err(Failure::new)?,
+        };
+        let opened = bootstrap::open(folder.path(), &target, &opens)
             .await
             .map_err(|e| Failure::new(e.to_string()))?;
         let clock = control::clock::system();
@@ -305,13 +360,22 @@ impl Here {
             opened.store.clone(),
             opened.pepper,
             publisher,
+            entries.clone(),
+            Arc::clone(&clock),
+        );
+        let secrets = Secrets::new(
+            opened.envelope,
+            opened.store.clone(),
             entries,
             clock,
+            Arc::new(move || kms.clone()),
+            folder.path().join("secrets"),
         );
         Ok(Self {
             _lock: lock,
             store: opened.store,
             keys,
+            secrets,
             log,
             roles: glance.roles,
         })
@@ -434,6 +498,10 @@ fn actor() -> String {
 }
 
 fn words(fault: KeysFault) -> Failure {
+    Failure::new(fault.to_string())
+}
+
+fn said(fault: SecretsFault) -> Failure {
     Failure::new(fault.to_string())
 }
 

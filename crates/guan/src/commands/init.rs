@@ -93,12 +93,14 @@ fn lock(folder: &Folder) -> Result<crate::folder::Lock, Failure> {
 fn first_start(folder: &Folder, places: &Places) -> Result<(), Failure> {
     let glance = config::glance(places)?;
     let target = glance.store(folder.path()).map_err(Failure::new)?;
+    let kms = glance.kms(folder.path()).map_err(Failure::new)?;
     let runtime = super::key::runtime()?;
     let clock = control::clock::system();
     let made = runtime.block_on(bootstrap::init(
         folder.path(),
         &glance.names,
         &target,
+        &kms,
         &clock,
     ));
     match made {
@@ -185,7 +187,8 @@ fn for_upstream(folder: &Folder, url: &str, args: &InitArgs) -> Result<String, F
         let at = |why: String| Failure::new(format!("--upstream-key {why}"));
         let read = reference::parse(text).map_err(at)?;
         key = Some(
-            reference::resolve(&read, folder.path(), &crate::config::environment).map_err(at)?,
+            reference::resolve_plain(&read, folder.path(), &crate::config::environment)
+                .map_err(at)?,
         );
         replica.push_str(&format!("key = {}\n", quote(text)));
     }
@@ -313,6 +316,7 @@ mod tests {
             file: Path::new("guan.toml"),
             data: Path::new("/data"),
             env: &|_| None,
+            opener: reference::Opener::Nobody,
             now: 0,
         };
         let keys = [

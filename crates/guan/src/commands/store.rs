@@ -46,9 +46,12 @@ pub(super) fn run(args: &StoreArgs, places: &Places) -> Result<(), Failure> {
     let from = config::glance(places)?
         .store(folder.path())
         .map_err(Failure::new)?;
+    let kms = config::glance(places)?
+        .kms(folder.path())
+        .map_err(Failure::new)?;
     let target = store_target(to, reference.as_deref(), folder.path()).map_err(Failure::new)?;
     let copied = runtime()?.block_on(async {
-        let opened = bootstrap::open(folder.path(), &from)
+        let opened = bootstrap::open(folder.path(), &from, &kms)
             .await
             .map_err(|fault| Failure::new(fault.to_string()))?;
         let to = Store::open(&target).await.map_err(words)?;

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use control::seal::Kms;
 use control::store::Target;
 use gateway::settings::{self, Model, Settings};
 use rules::policy::{DEFAULT_MAX_CHOICES, Models, Role};
@@ -18,6 +19,7 @@ use rules::snapshot::Roles;
 use super::units::{Size, Span, write_duration, write_size};
 use super::{Place, Seat, nearest, written};
 
+pub(crate) mod kms;
 mod models;
 pub(crate) mod store;
 
@@ -34,6 +36,10 @@ pub(crate) struct Config {
     pub(crate) engines: Vec<EngineSpec>,
     /// Where keys, projects and usage are kept.
     pub(crate) store: Target,
+    /// Who wraps the store's data key.
+    pub(crate) kms: Kms,
+    /// The sealed values in it.
+    pub(crate) sealed: BTreeSet<String>,
     /// When audit records reach the disk.
     pub(crate) audit_fsync: Fsync,
     /// Where `guan model pull` fetches from, if not from the hubs.
@@ -109,6 +115,7 @@ pub(super) fn convert(file: written::File, place: &Place<'_>) -> Result<Config, 
     let mut judge = Judge {
         problems: Vec::new(),
         environment: BTreeSet::new(),
+        sealed: BTreeSet::new(),
     };
     let top = Seat::default();
     let server = top.key("server");
@@ -151,6 +158,7 @@ pub(super) fn convert(file: written::File, place: &Place<'_>) -> Result<Config, 
         &["self-signed"],
     );
     let (store, max_stale) = judge.store(&top.key("store"), &file.store, place);
+    let kms = judge.kms(&top.key("kms"), &file.kms, place);
     let fsync = one_of(file.audit.fsync, "interval");
     judge.word(&top.key("audit"), "fsync", &fsync, &["interval", "each"]);
     let mirror = judge.mirror(&top.key("hub"), file.hub.mirror);
@@ -173,6 +181,8 @@ pub(super) fn convert(file: written::File, place: &Place<'_>) -> Result<Config, 
         },
         engines,
         store,
+        kms,
+        sealed: judge.sealed,
         audit_fsync: if fsync == "each" {
             Fsync::Each
         } else {
@@ -188,6 +198,7 @@ pub(super) fn roles(written: BTreeMap<String, written::Role>) -> Roles {
     let mut judge = Judge {
         problems: Vec::new(),
         environment: BTreeSet::new(),
+        sealed: BTreeSet::new(),
     };
     judge.roles(written, &BTreeMap::new())
 }
@@ -196,6 +207,7 @@ pub(super) fn roles(written: BTreeMap<String, written::Role>) -> Roles {
 struct Judge {
     problems: Vec<Problem>,
     environment: BTreeSet<String>,
+    sealed: BTreeSet<String>,
 }
 
 impl Judge {
@@ -326,6 +338,19 @@ impl Judge {
             }
         };
         (target, max_stale)
+    }
+
+    fn kms(&mut self, seat: &Seat, written: &written::Kms, place: &Place<'_>) -> Kms {
+        match kms::provider(written, place.data, place.env) {
+            Ok((kms, variables)) => {
+                self.environment.extend(variables);
+                kms
+            }
+            Err((key, why)) => {
+                self.fault(seat, key, &why);
+                Kms::in_folder(place.data)
+            }
+        }
     }
 
     fn listen(&mut self, server: &Seat, written: Option<&str>) -> SocketAddr {

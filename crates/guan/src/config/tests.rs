@@ -18,6 +18,7 @@ fn read_with(
         file: Path::new("guan.toml"),
         data,
         env,
+        opener: reference::Opener::Nobody,
         now: 7,
     };
     check(text, &place).map_err(|faults| faults.to_string())
@@ -246,7 +247,7 @@ fn a15_an_unknown_table_is_refused() {
     assert_eq!(
         refused("[metrics]\nlisten = \"127.0.0.1:8445\"\n"),
         [
-            "guan.toml:1: unknown table [metrics]; known are server, tls, store, audit, hub, roles, models"
+            "guan.toml:1: unknown table [metrics]; known are server, tls, store, kms, audit, hub, roles, models"
         ]
     );
 }
@@ -318,7 +319,7 @@ fn each_bad_value_is_refused_in_its_own_words() {
         ),
         (
             "x = 1",
-            "guan.toml:1: unknown key \"x\"; known are server, tls, store, audit, hub, roles, models",
+            "guan.toml:1: unknown key \"x\"; known are server, tls, store, kms, audit, hub, roles, models",
         ),
         (
             "server = 5",

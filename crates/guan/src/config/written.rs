@@ -16,6 +16,7 @@ pub(super) struct File {
     pub(super) server: Server,
     pub(super) tls: Tls,
     pub(super) store: Store,
+    pub(super) kms: Kms,
     pub(super) audit: Audit,
     pub(super) hub: Hub,
     pub(super) roles: BTreeMap<String, Role>,
@@ -47,6 +48,25 @@ pub(super) struct Store {
     pub(super) url: Option<String>,
     pub(super) password: Option<String>,
     pub(super) max_stale: Option<Span>,
+}
+
+/// `[kms]`: who wraps the store's data key.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Kms {
+    pub(super) provider: Option<String>,
+    pub(super) address: Option<String>,
+    pub(super) mount: Option<String>,
+    pub(super) key: Option<String>,
+    pub(super) token: Option<String>,
+    pub(super) ca: Option<String>,
+    pub(super) namespace: Option<String>,
+    pub(super) key_id: Option<String>,
+    pub(super) region: Option<String>,
+    pub(super) endpoint: Option<String>,
+    pub(super) access_key_id: Option<String>,
+    pub(super) access_key_secret: Option<String>,
+    pub(super) session_token: Option<String>,
 }
 
 /// `[audit]`.

@@ -101,6 +101,8 @@ pub(super) fn read(folder: &Folder, path: &Path, now: i64) -> Result<(String, Co
         file: path,
         data: folder.path(),
         env: &config::environment,
+        // The key that opens them belongs to the gateway alone.
+        opener: config::reference::Opener::Nobody,
         now,
     };
     let config = config::check(&text, &place).map_err(|faults| Failure::new(faults.to_string()))?;

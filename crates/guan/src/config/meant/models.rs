@@ -265,10 +265,16 @@ fn remote(
             None
         }
         Some(Ok(reference)) => {
-            if let reference::Reference::Env(name) = &reference {
-                judge.environment.insert((*name).to_owned());
+            match &reference {
+                reference::Reference::Env(name) => {
+                    judge.environment.insert((*name).to_owned());
+                }
+                reference::Reference::Sealed(value) => {
+                    judge.sealed.insert((*value).to_owned());
+                }
+                reference::Reference::File(_) => {}
             }
-            match reference::resolve(&reference, place.data, place.env) {
+            match reference::resolve(&reference, place.data, place.env, place.opener) {
                 Ok(secret) => Some(Secret::new(secret.to_string())),
                 Err(why) => {
                     judge.fault(seat, "key", &why);

@@ -59,7 +59,7 @@ pub(crate) fn target(
         if let reference::Reference::Env(name) = &read {
             variable = Some((*name).to_owned());
         }
-        password = Some(reference::resolve(&read, data, env).map_err(at)?);
+        password = Some(reference::resolve_plain(&read, data, env).map_err(at)?);
     }
     let server = Server {
         url: url.to_owned(),

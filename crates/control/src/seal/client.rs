@@ -1,0 +1,274 @@
+//! One HTTPS exchange with a key service: connect, ask, read the answer, close, all within five seconds.
+//!
+//! TLS is always verified, by the system's authorities or those of a file; plain HTTP goes to this machine only. It
+//! keeps no connection: key services are asked at a start, a reload and a rewrap. Names are resolved by hickory, since
+//! a static binary can't load libc's resolver plug-ins. Called by the providers.
+
+use std::io;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use hickory_resolver::TokioResolver;
+use http::{Request, header};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper_util::rt::TokioIo;
+use rustls::{ClientConfig, RootCertStore};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, ServerName};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use zeroize::Zeroizing;
+
+/// Where a key service is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    is_tls: bool,
+    host: String,
+    port: u16,
+    ca: Option<PathBuf>,
+}
+
+impl Endpoint {
+    /// Reads `https://HOST`, `https://HOST:PORT`, or `http://` to this machine. `ca`: whom to trust instead of the
+    /// system's authorities.
+    ///
+    /// # Errors
+    /// Why not, as the rest of a sentence that begins with the key's name.
+    pub fn parse(url: &str, ca: Option<PathBuf>) -> Result<Self, String> {
+        let wrong = || {
+            "must be a URL such as \"https://kms.example:8200\", without user, path or query"
+                .to_owned()
+        };
+        let (is_tls, rest) = match url.split_once("://") {
+            Some(("https", rest)) => (true, rest),
+            Some(("http", rest)) => (false, rest),
+            _ => return Err(wrong()),
+        };
+        let authority: http::uri::Authority = rest
+            .strip_suffix('/')
+            .unwrap_or(rest)
+            .parse()
+            .map_err(|_not| wrong())?;
+        if authority.as_str().contains('@') {
+            return Err(wrong());
+        }
+        let host = authority
+            .host()
+            .trim_start_matches('[')
+            .trim_end_matches(']')
+            .to_owned();
+        let is_here =
+            host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+        if !is_tls && !is_here {
+            return Err(
+                "must begin with https://: plain HTTP goes to this machine only".to_owned(),
+            );
+        }
+        let port = match authority.port() {
+            Some(port) => port.as_u16(),
+            None if is_tls => 443,
+            None => 80,
+        };
+        if host.is_empty() || port == 0 {
+            return Err(wrong());
+        }
+        Ok(Self {
+            is_tls,
+            host,
+            port,
+            ca,
+        })
+    }
+
+    /// As the `host` header and signatures have it: without a port that goes without saying.
+    pub(super) fn authority(&self) -> String {
+        let host = if self.host.contains(':') {
+            format!("[{}]", self.host)
+        } else {
+            self.host.clone()
+        };
+        match (self.is_tls, self.port) {
+            (true, 443) | (false, 80) => host,
+            (_, port) => format!("{host}:{port}"),
+        }
+    }
+
+    /// As a URL.
+    #[must_use]
+    pub fn url(&self) -> String {
+        let scheme = if self.is_tls { "https" } else { "http" };
+        format!("{scheme}://{}", self.authority())
+    }
+
+    /// The authorities' file.
+    #[must_use]
+    pub fn ca(&self) -> Option<&Path> {
+        self.ca.as_deref()
+    }
+
+    /// Sends a POST and reads the whole answer: its status and body.
+    ///
+    /// # Errors
+    /// What went wrong, never with a part of what was sent.
+    pub(super) async fn post(
+        &self,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> io::Result<(u16, Zeroizing<Vec<u8>>)> {
+        let mut request = Request::post(path).header(header::HOST, self.authority());
+        for (name, value) in headers {
+            let mut value = http::HeaderValue::from_str(value).map_err(|_not| {
+                io::Error::other("a credential in [kms] holds characters that no header may carry")
+            })?;
+            value.set_sensitive(true);
+            request = request.header(*name, value);
+        }
+        let request = request
+            .body(Full::new(Bytes::copy_from_slice(body)))
+            .map_err(io::Error::other)?;
+        match timeout(LONGEST, self.exchange(request)).await {
+            Ok(done) => done,
+            Err(_elapsed) => Err(io::Error::other("no answer within 5 seconds")),
+        }
+    }
+
+    async fn exchange(
+        &self,
+        request: Request<Full<Bytes>>,
+    ) -> io::Result<(u16, Zeroizing<Vec<u8>>)> {
+        let stream = self.connect().await?;
+        if !self.is_tls {
+            return ask(stream, request).await;
+        }
+        let config = client_config(self.ca.as_deref())?;
+        let name = ServerName::try_from(self.host.clone()).map_err(io::Error::other)?;
+        ask(
+            TlsConnector::from(config).connect(name, stream).await?,
+            request,
+        )
+        .await
+    }
+
+    async fn connect(&self) -> io::Result<TcpStream> {
+        let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
+        for address in resolve(&self.host).await? {
+            match TcpStream::connect((address, self.port)).await {
+                Ok(stream) => return Ok(stream),
+                Err(fault) => last = fault,
+            }
+        }
+        Err(last)
+    }
+}
+
+async fn ask<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    stream: S,
+    request: Request<Full<Bytes>>,
+) -> io::Result<(u16, Zeroizing<Vec<u8>>)> {
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(io::Error::other)?;
+    let asked = async {
+        let answer = sender
+            .send_request(request)
+            .await
+            .map_err(io::Error::other)?;
+        let status = answer.status().as_u16();
+        let body = Limited::new(answer.into_body(), MOST_BYTES)
+            .collect()
+            .await
+            .map_err(io::Error::other)?;
+        Ok((status, Zeroizing::new(body.to_bytes().to_vec())))
+    };
+    let driven = async {
+        // Its end is no answer: what was asked ends by itself then.
+        drop(connection.await);
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        answer = asked => answer,
+        () = driven => Err(io::ErrorKind::UnexpectedEof.into()),
+    }
+}
+
+async fn resolve(host: &str) -> io::Result<Vec<IpAddr>> {
+    if let Ok(address) = host.parse() {
+        return Ok(vec![address]);
+    }
+    let resolver = TokioResolver::builder_tokio()
+        .and_then(|builder| builder.build())
+        .map_err(io::Error::other)?;
+    let found = resolver.lookup_ip(host).await.map_err(io::Error::other)?;
+    Ok(found.iter().collect())
+}
+
+fn client_config(ca: Option<&Path>) -> io::Result<Arc<ClientConfig>> {
+    let mut roots = RootCertStore::empty();
+    match ca {
+        None => {
+            let found = rustls_native_certs::load_native_certs().certs;
+            roots.add_parsable_certificates(found);
+        }
+        Some(path) => {
+            let wrong = |cause: &dyn std::fmt::Display| {
+                io::Error::other(format!("{} can't be read: {cause}", path.display()))
+            };
+            let found: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path)
+                .map_err(|cause| wrong(&cause))?
+                .collect();
+            roots.add_parsable_certificates(found.map_err(|cause| wrong(&cause))?);
+        }
+    }
+    Ok(Arc::new(
+        ClientConfig::builder()
+            .with_root_certificates(roots)
+            .with_no_client_auth(),
+    ))
+}
+
+/// For a whole exchange.
+const LONGEST: Duration = Duration::from_secs(5);
+/// More than any answer of a key service, bytes.
+const MOST_BYTES: usize = 64 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_read_as_people_write_them() {
+        for (url, authority) in [
+            ("https://kms.example", "kms.example"),
+            ("https://kms.example:8200/", "kms.example:8200"),
+            ("http://127.0.0.1:8200", "127.0.0.1:8200"),
+            ("http://[::1]:1", "[::1]:1"),
+            ("http://localhost", "localhost"),
+        ] {
+            let read = Endpoint::parse(url, None).unwrap();
+            assert_eq!(read.authority(), authority, "{url}");
+        }
+        for url in [
+            "",
+            "kms.example",
+            "ftp://kms.example",
+            "https://",
+            "https://:80",
+            "https://h:0",
+            "https://h/path",
+            "https://h?x=1",
+            "https://root:hunter2@h",
+            "http://kms.example",
+            "http://10.0.0.1:8200",
+            "http://127.0.0.1.example",
+        ] {
+            let why = Endpoint::parse(url, None).unwrap_err();
+            assert!(!why.contains("hunter2"), "{why}");
+        }
+    }
+}

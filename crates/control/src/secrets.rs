@@ -1,0 +1,174 @@
+//! Acts on secrets: sealing a value for the config file, and wrapping the data key anew.
+//!
+//! Decides that both are recorded before they count and that neither is done while the provider is away. It never
+//! keeps, logs or records a value. Called by `api` (while the server runs) and by `guan`'s commands (while none does).
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rules::chain::{Entry, Record};
+use serde::Serialize;
+use serde_json::{Value, json};
+use tokio::sync::mpsc::Sender;
+
+use crate::audit_log::{self, AuditFault};
+use crate::clock::Clock;
+use crate::seal::{Envelope, FACT, Kms, SealFault};
+use crate::store::{Store, StoreFault};
+
+/// `[kms]` of the config file as it is now.
+pub type KmsNow = Arc<dyn Fn() -> Kms + Send + Sync>;
+
+/// What acts on secrets.
+#[derive(Clone)]
+pub struct Secrets {
+    envelope: Envelope,
+    store: Store,
+    audit: Sender<Entry>,
+    clock: Clock,
+    kms: KmsNow,
+    folder: PathBuf,
+}
+
+/// How a data key was wrapped, and how it is now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Rewrapped {
+    /// The provider now.
+    pub provider: String,
+    /// Its key.
+    pub key_id: String,
+    /// The key's version, where the provider says it.
+    pub version: Option<String>,
+    /// The provider before.
+    pub old_provider: String,
+    /// Its key.
+    pub old_key_id: String,
+    /// That key's version.
+    pub old_version: Option<String>,
+}
+
+/// Why an act failed; nothing was changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SecretsFault {
+    /// Not a value that can be sealed.
+    #[error(
+        "a secret must be 1 to 16384 printable ASCII characters without blanks, since it becomes part of a header"
+    )]
+    Value,
+    /// Another node has wrapped the data key anew in the same moment.
+    #[error("another node has just wrapped the data key anew; look at [kms] there, then try again")]
+    Changed,
+    /// The provider, or what it gave.
+    #[error(transparent)]
+    Seal(#[from] SealFault),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreFault),
+    /// The audit log.
+    #[error(transparent)]
+    Audit(#[from] AuditFault),
+}
+
+impl Secrets {
+    /// With everything an act touches; `folder` is `secrets/`.
+    #[must_use]
+    pub const fn new(
+        envelope: Envelope,
+        store: Store,
+        audit: Sender<Entry>,
+        clock: Clock,
+        kms: KmsNow,
+        folder: PathBuf,
+    ) -> Self {
+        Self {
+            envelope,
+            store,
+            audit,
+            clock,
+            kms,
+            folder,
+        }
+    }
+
+    /// A value for the config file: `sealed:…`.
+    ///
+    /// # Errors
+    /// [`SecretsFault`].
+    pub async fn seal(&self, plain: &str, actor: &str) -> Result<String, SecretsFault> {
+        if !(1..=LONGEST).contains(&plain.len()) || !plain.bytes().all(|b| b.is_ascii_graphic()) {
+            return Err(SecretsFault::Value);
+        }
+        self.envelope
+            .check(&self.store, &(self.kms)(), &self.folder)
+            .await?;
+        let sealed = self.envelope.seal_value(plain)?;
+        let said = json!({ "data_key": self.envelope.id() });
+        audit_log::record(&self.audit, self.act("secret-seal", actor, said)).await?;
+        Ok(sealed)
+    }
+
+    /// Wraps the data key with what `[kms]` names now: another provider, another key, or a newer version of it. What
+    /// is sealed under the data key stays as it is, and the servers that have it go on.
+    ///
+    /// # Errors
+    /// [`SecretsFault`]; then the old wrapping holds.
+    pub async fn rewrap(&self, actor: &str) -> Result<Rewrapped, SecretsFault> {
+        let old = self.store.fact(FACT).await?.ok_or(SealFault::NoDataKey)?;
+        let before = crate::seal::read(&old)?;
+        let provider = (self.kms)().provider()?;
+        let wrapped = self.envelope.wrapped_by(&*provider).await?;
+        let new = crate::seal::written(&wrapped);
+        let pending = self.store.change_facts(&[], &[(FACT, &old, &new)]).await;
+        let pending = pending.map_err(|fault| match fault {
+            StoreFault::Taken => SecretsFault::Changed,
+            other => other.into(),
+        })?;
+        let done = Rewrapped {
+            provider: wrapped.provider,
+            key_id: wrapped.key_id,
+            version: wrapped.version,
+            old_provider: before.provider,
+            old_key_id: before.key_id,
+            old_version: before.version,
+        };
+        let said = serde_json::to_value(&done).unwrap_or_default();
+        let record = self.act("secret-rewrap", actor, said);
+        // Recorded first: what has no record can't be; a record of what never came to be gets a second one.
+        audit_log::record(&self.audit, record.clone()).await?;
+        if let Err(fault) = pending.commit().await {
+            let mut failed = record;
+            "failure".clone_into(&mut failed.outcome);
+            failed.reason = Some("not-stored".to_owned());
+            let told = audit_log::record(&self.audit, failed).await;
+            tracing::warn!(
+                told = told.is_ok(),
+                "a rewrap was recorded and then not stored"
+            );
+            return Err(fault.into());
+        }
+        tracing::info!(provider = %done.provider, key = %done.key_id, "the data key is wrapped anew");
+        Ok(done)
+    }
+
+    fn act(&self, action: &str, actor: &str, said: Value) -> Record {
+        let mut record = audit_log::blank(&self.clock, action);
+        record.user_id = Some(actor.to_owned());
+        record.act = Some(said);
+        record
+    }
+}
+
+impl fmt::Debug for Secrets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Secrets")
+            .field("envelope", &self.envelope)
+            .finish_non_exhaustive()
+    }
+}
+
+/// No header carries more, bytes.
+const LONGEST: usize = 16 << 10;
+
+#[cfg(test)]
+mod tests;
