@@ -138,17 +138,8 @@ struct House {
 impl House {
     async fn build(start: &Start, config: Config, clock: Clock) -> Result<(Self, Config), Reason> {
         let data = Path::new(&start.data);
-        let Opened {
-            store,
-            envelope,
-            pepper,
-            node,
-        } = control::bootstrap::open(data, &config.store, &config.kms).await?;
-        let config = if config.sealed.is_empty() {
-            config
-        } else {
-            read_config(start, &start.config, clock, Opener::Envelope(&envelope))?
-        };
+        let (opened, config) = Box::pin(opened(start, config, clock)).await?;
+        let (store, pepper, node) = (opened.store, opened.pepper, opened.node);
         let audit = data.join("state/audit");
         let now = clock.unix_ns();
         let mut past = audit_log::past_calls(&audit, now.saturating_sub(REBUILD));
@@ -210,21 +201,13 @@ impl House {
             control::clock::system(),
         );
         let kms = Arc::new(ArcSwap::from_pointee(config.kms.clone()));
-        let now = Arc::clone(&kms);
-        let secrets = Secrets::new(
-            envelope.clone(),
-            store.clone(),
-            entries,
-            control::clock::system(),
-            Arc::new(move || now.load().as_ref().clone()),
-            data.join("secrets"),
-        );
+        let secrets = secrets(&opened.envelope, &store, entries, &kms, data);
         let house = Self {
             gateway,
             keys,
             store,
             secrets,
-            envelope,
+            envelope: opened.envelope,
             kms,
             log,
             clock,
@@ -378,6 +361,37 @@ impl House {
         cores.stop();
         cores.join();
     }
+}
+
+/// The data folder's store, and the config with its sealed values opened: until the store is open nothing is.
+async fn opened(start: &Start, config: Config, clock: Clock) -> Result<(Opened, Config), Reason> {
+    let data = Path::new(&start.data);
+    let opened = control::bootstrap::open(data, &config.store, &config.kms).await?;
+    if config.sealed.is_empty() {
+        return Ok((opened, config));
+    }
+    let opener = Opener::Envelope(&opened.envelope);
+    let config = read_config(start, &start.config, clock, opener)?;
+    Ok((opened, config))
+}
+
+/// What acts on secrets, by `[kms]` as it is then.
+fn secrets(
+    envelope: &Envelope,
+    store: &Store,
+    entries: tokio::sync::mpsc::Sender<rules::chain::Entry>,
+    kms: &Arc<ArcSwap<Kms>>,
+    data: &Path,
+) -> Secrets {
+    let now = Arc::clone(kms);
+    Secrets::new(
+        envelope.clone(),
+        store.clone(),
+        entries,
+        control::clock::system(),
+        Arc::new(move || now.load().as_ref().clone()),
+        data.join("secrets"),
+    )
 }
 
 /// The limiter as it stood, by each key's policy of now.

@@ -10,6 +10,7 @@
 )]
 
 pub mod client;
+pub mod kms;
 pub mod postgres;
 pub mod server;
 pub mod upstream;

@@ -19,14 +19,14 @@ struct Socket {
 
 impl Socket {
     async fn start(allowed: Vec<u32>) -> Self {
-        let bench = Bench::new().await;
+        let bench = Box::pin(Bench::new()).await;
         let listener = UnixListener::bind(bench.dir.path().join("admin.sock")).unwrap();
         let state = ApiState {
             keys: bench.keys.clone(),
             roles: Arc::new(roles),
             clock: Arc::clone(&bench.clock),
             store: bench.store.clone(),
-            secrets: bench.secrets(bench.kms()).await,
+            secrets: Box::pin(bench.secrets(bench.kms())).await,
         };
         let serving = tokio::spawn(serve(listener, state, allowed));
         Self { bench, serving }

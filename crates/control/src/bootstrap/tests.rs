@@ -327,7 +327,7 @@ async fn make_old(data: &Path) {
 async fn an_older_folder_gets_a_data_key_once_and_keeps_its_keys() {
     let (dir, first) = made().await;
     let data = dir.path().join("data");
-    make_old(&data).await;
+    Box::pin(make_old(&data)).await;
     let opened = open_here(&data).await.unwrap();
     let keys = crate::publish::load(&opened.store).await.unwrap();
     assert!(keys.find(&opened.pepper.digest(&first.key)).is_some());
@@ -338,7 +338,7 @@ async fn an_older_folder_gets_a_data_key_once_and_keeps_its_keys() {
     assert!(again.store.fact(FACT).await.unwrap().is_some());
     again.store.close().await;
     // Two starts at the same time end with one data key.
-    make_old(&data).await;
+    Box::pin(make_old(&data)).await;
     let (one, two) = tokio::join!(open_here(&data), open_here(&data));
     assert_eq!(one.unwrap().envelope.id(), two.unwrap().envelope.id());
 }

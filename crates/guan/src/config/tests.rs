@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use control::seal::Kms;
 use gateway::settings::Target;
 use rules::policy::Models;
 use wire::openai::{Dialect, UnknownFields};
@@ -483,4 +484,130 @@ fn sockets_are_short_and_differ_for_names_that_look_alike() {
         .collect();
     assert_eq!(names.len(), 4);
     assert!(names.iter().all(|n| n.len() <= 64), "{names:?}");
+}
+
+#[test]
+fn each_provider_of_kms_means_what_it_says() {
+    let env = |name: &str| Some(format!("hunter2-of-{name}"));
+    let read = |text: &str| read_with(text, Path::new("/data"), &env).unwrap();
+    assert_eq!(read("").kms, Kms::in_folder(Path::new("/data")));
+    let vault = read(
+        "[kms]\nprovider = \"vault\"\naddress = \"https://vault.corp.example:8200\"\nkey = \"guan\"\n",
+    );
+    let Kms::Vault(settings) = &vault.kms else {
+        panic!("{:?}", vault.kms)
+    };
+    assert_eq!(
+        (settings.mount.as_str(), settings.endpoint.url().as_str()),
+        ("transit", "https://vault.corp.example:8200")
+    );
+    assert!(vault.environment.contains("VAULT_TOKEN"));
+    let aws = read(
+        "[kms]\nprovider = \"aws\"\nregion = \"eu-central-1\"\nkey_id = \"alias/guan\"\naccess_key_secret = \"env:S\"\n",
+    );
+    let Kms::Aws(settings) = &aws.kms else {
+        panic!("{:?}", aws.kms)
+    };
+    assert_eq!(
+        settings.endpoint.url(),
+        "https://kms.eu-central-1.amazonaws.com"
+    );
+    let variables: Vec<_> = aws.environment.iter().collect();
+    assert_eq!(variables, ["AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN", "S"]);
+    let aliyun =
+        read("[kms]\nprovider = \"aliyun\"\nregion = \"cn-hangzhou\"\nkey_id = \"key-hzz1\"\n");
+    let Kms::Aliyun(settings) = &aliyun.kms else {
+        panic!("{:?}", aliyun.kms)
+    };
+    assert_eq!(
+        settings.endpoint.url(),
+        "https://kms.cn-hangzhou.aliyuncs.com"
+    );
+    assert!(!format!("{vault:?}{aws:?}{aliyun:?}").contains("hunter2"));
+}
+
+#[test]
+fn each_bad_value_of_kms_is_refused_in_its_own_words() {
+    let table = [
+        (
+            "provider = \"valt\"",
+            "2: provider in [kms] must be one of \"file\", \"vault\", \"aws\", \"aliyun\"; did you mean \"vault\"?",
+        ),
+        (
+            "address = \"https://h\"",
+            "2: address in [kms] is nothing that provider \"file\" knows; leave it out",
+        ),
+        (
+            "provider = \"vault\"\nkey = \"k\"",
+            "1: address in [kms] is missing; this provider needs it",
+        ),
+        (
+            "provider = \"vault\"\nkey = \"k\"\naddress = \"http://10.0.0.1:8200\"\ntoken = \"env:T\"",
+            "4: address in [kms] must begin with https://: plain HTTP goes to this machine only",
+        ),
+        (
+            "provider = \"vault\"\nkey = \"../sys\"\naddress = \"https://h\"",
+            "3: key in [kms] must be the name of a Transit key: letters, digits, \".\", \"_\" and \"-\"",
+        ),
+        (
+            "provider = \"vault\"\nkey = \"k\"\naddress = \"https://h\"\ntoken = \"hvs.hunter2\"",
+            "5: token in [kms] must be a reference, not the key itself: write the key into a file that only this user can read and say \"file:secrets/upstream-key\", say \"env:NAME\", or seal it with `guan secret seal`",
+        ),
+        (
+            "provider = \"vault\"\nkey = \"k\"\naddress = \"https://h\"",
+            "1: token in [kms] names the environment variable VAULT_TOKEN, which isn't set; set it, or say token = \"file:…\"",
+        ),
+        (
+            "provider = \"vault\"\nkey = \"k\"\naddress = \"https://h\"\nca = \"gone.pem\"",
+            "5: ca in [kms] names /data/gone.pem, which isn't there",
+        ),
+        (
+            "provider = \"aws\"\nkey_id = \"k\"\nregion = \"EU west\"",
+            "4: region in [kms] must be a region's name, such as \"eu-central-1\" or \"cn-hangzhou\"",
+        ),
+        (
+            "provider = \"aws\"\nkey_id = \"a b\"\nregion = \"eu-west-1\"",
+            "3: key_id in [kms] must be a key's id, its ARN, or \"alias/NAME\"",
+        ),
+        (
+            "provider = \"aliyun\"\nkey_id = \"k\"",
+            "1: region in [kms] is missing; this provider needs it",
+        ),
+        (
+            "provider = \"aliyun\"\nkey_id = \"k\"\nregion = \"cn-hangzhou\"\ntoken = \"env:T\"",
+            "5: token in [kms] is nothing that provider \"aliyun\" knows; leave it out",
+        ),
+    ];
+    for (text, said) in table {
+        let refused = refused(&format!("[kms]\n{text}\n"));
+        assert_eq!(refused, [format!("guan.toml:{said}")], "{text}");
+        assert!(!refused[0].contains("hunter2"));
+    }
+}
+
+#[test]
+fn a_sealed_value_stands_where_a_key_does_and_not_where_it_opens_itself() {
+    let value = format!("sealed:{}", "Ag".repeat(40));
+    let replica = "[[models]]\nname = \"m\"\n[[models.replicas]]\nurl = \"http://h\"\n";
+    let config = read(&format!("{replica}key = \"{value}\"\n")).unwrap();
+    assert_eq!(config.sealed.len(), 1);
+    assert_eq!(
+        refused(&format!("{replica}key = \"sealed:hunter2\"\n")),
+        [
+            "guan.toml:5: key in [[models.replicas]] holds no sealed value; make one with `guan secret seal`"
+        ]
+    );
+    let early = "can't be sealed: it is needed before anything sealed can be opened; say \"file:…\" or \"env:NAME\"";
+    assert_eq!(
+        refused(&format!(
+            "[store]\nurl = \"postgres://u@h/d\"\npassword = \"{value}\"\n"
+        )),
+        [format!("guan.toml:3: password in [store] {early}")]
+    );
+    assert_eq!(
+        refused(&format!(
+            "[kms]\nprovider = \"vault\"\nkey = \"k\"\naddress = \"https://h\"\ntoken = \"{value}\"\n"
+        )),
+        [format!("guan.toml:5: token in [kms] {early}")]
+    );
 }

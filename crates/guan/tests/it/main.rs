@@ -5,6 +5,7 @@ mod field_cases;
 mod keys;
 mod model_pull;
 mod records;
+mod secrets;
 mod start;
 mod transport;
 mod typed;

@@ -109,12 +109,16 @@ fn answer(head: &str) -> (u16, Value) {
         );
     }
     assert_eq!(headers["x-acs-version"], "2016-01-20");
+    done(headers["x-acs-action"], query)
+}
+
+fn done(act: &str, query: &str) -> (u16, Value) {
     let parameters: BTreeMap<&str, String> = query
         .split('&')
         .map(|part| part.split_once('=').unwrap())
         .map(|(name, value)| (name, unescaped(value)))
         .collect();
-    match headers["x-acs-action"] {
+    match act {
         "Encrypt" => {
             let kept = json!([
                 parameters["KeyId"],
