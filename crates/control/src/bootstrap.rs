@@ -22,7 +22,7 @@ use crate::folder;
 use crate::keys::{Keys, KeysFault, NewKey};
 use crate::publish::Publisher;
 use crate::seal::file::{self, Kek};
-use crate::seal::{Envelope, FACT, Kms, Made, PEPPER, SealFault};
+use crate::seal::{self, Envelope, FACT, Kms, Made, PEPPER, SealFault};
 use crate::store::{Store, StoreFault, Target};
 
 /// What the first start made. The key is shown once and kept nowhere.
@@ -402,7 +402,10 @@ impl Place {
             if store.fact(PEPPER).await?.is_none() {
                 return Ok(false);
             }
-            if matches!(kms, Kms::File(_)) && !exists(&self.kek())? {
+            let kept = store.fact(FACT).await?;
+            let kept = kept.map(|bytes| seal::read(&bytes)).transpose()?;
+            let by_file = kept.is_none_or(|wrapped| wrapped.provider == kms.name());
+            if matches!(kms, Kms::File(_)) && by_file && !exists(&self.kek())? {
                 return Err(BootstrapFault::NoKek {
                     store: url.to_owned(),
                     path: self.kek(),

@@ -14,7 +14,8 @@ use tokio::sync::mpsc::Sender;
 
 use crate::audit_log::{self, AuditFault};
 use crate::clock::Clock;
-use crate::seal::{Envelope, FACT, Kms, SealFault};
+use crate::seal::file::{FILE_NAME, Kek};
+use crate::seal::{Envelope, FACT, Kms, Provider, SealFault};
 use crate::store::{Store, StoreFault};
 
 /// `[kms]` of the config file as it is now.
@@ -116,7 +117,16 @@ impl Secrets {
     pub async fn rewrap(&self, actor: &str) -> Result<Rewrapped, SecretsFault> {
         let old = self.store.fact(FACT).await?.ok_or(SealFault::NoDataKey)?;
         let before = crate::seal::read(&old)?;
-        let provider = (self.kms)().provider()?;
+        let kms = (self.kms)();
+        let provider: Box<dyn Provider> = match &kms {
+            // Back to a key file: it is made. One that is lost is not: that would hide the loss.
+            Kms::File(folder)
+                if before.provider != kms.name() && !folder.join(FILE_NAME).exists() =>
+            {
+                Box::new(Kek::create(folder)?)
+            }
+            Kms::File(_) | Kms::Vault(_) | Kms::Aws(_) | Kms::Aliyun(_) => kms.provider()?,
+        };
         let wrapped = self.envelope.wrapped_by(&*provider).await?;
         let new = crate::seal::written(&wrapped);
         let pending = self.store.change_facts(&[], &[(FACT, &old, &new)]).await;

@@ -350,11 +350,11 @@ async fn a_key_service_that_is_away_leaves_no_half_made_folder() {
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", free.local_addr().unwrap());
     drop(free);
-    let kms = Kms::Vault(crate::seal::vault::Settings {
-        endpoint: crate::seal::client::Endpoint::parse(&url, None).unwrap(),
+    let kms = Kms::Vault(seal::vault::Settings {
+        endpoint: seal::client::Endpoint::parse(&url, None).unwrap(),
         mount: "transit".to_owned(),
         key: "guan".to_owned(),
-        token: crate::seal::Secret::new("hvs.hunter2".to_owned().into()),
+        token: seal::Secret::new("hvs.hunter2".to_owned().into()),
         namespace: None,
     });
     let fault = init(&data, &[], &Target::in_folder(&data), &kms, &now())

@@ -60,7 +60,7 @@ async fn nothing_is_sealed_while_the_provider_is_away_or_is_another() {
         );
     }
     // Another key in its place would open nothing after the next start.
-    let _other = crate::seal::file::Kek::create(&bench.dir.path().join("secrets")).unwrap();
+    let _other = Kek::create(&bench.dir.path().join("secrets")).unwrap();
     let fault = secrets.seal("a", "x").await.unwrap_err();
     assert!(
         matches!(fault, SecretsFault::Seal(SealFault::OtherKey { .. })),

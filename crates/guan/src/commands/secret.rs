@@ -25,7 +25,7 @@ pub(super) struct SecretArgs {
 enum Command {
     /// Read a secret from standard input and print it as a sealed: value for guan.toml
     Seal,
-    /// Wrap the data key with what [kms] names now: another provider, another key, or its newest version
+    /// Wrap the data key with what the config file names now: another provider, another key, or its newest version
     Rewrap {
         #[arg(
             long = "from",

@@ -196,4 +196,18 @@ fn losing_the_key_service_leaves_traffic_alone_and_stops_only_what_needs_it() {
     running.serve();
     assert_eq!(running.caller("user").chat(CHAT).status, 200);
     assert_eq!(bearer(&upstream), ["Bearer sk-upstream-hunter2"]);
+    assert_eq!(running.stop(), Some(0));
+
+    // While nobody serves, the old config file opens the store: back to a key file, which is made.
+    let old = running.data().join("old.toml");
+    write_file(&old, &kms);
+    write_file(&file, &format!("{plain}key = \"{value}\"\n"));
+    assert!(errors(&running.run(&["secret", "rewrap"])).contains("--from"));
+    let old = old.to_str().unwrap();
+    let done = running.run(&["secret", "rewrap", "--from", old]);
+    assert!(done.status.success(), "{done:?}");
+    drop(bao);
+    running.serve();
+    assert_eq!(running.caller("user").chat(CHAT).status, 200);
+    assert_eq!(bearer(&upstream), ["Bearer sk-upstream-hunter2"]);
 }
