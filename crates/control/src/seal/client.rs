@@ -239,7 +239,10 @@ const MOST_BYTES: usize = 64 * 1024;
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
     use super::*;
+    use crate::certificates::self_signed::{Pem, make};
 
     #[test]
     fn addresses_read_as_people_write_them() {
@@ -270,5 +273,70 @@ mod tests {
             let why = Endpoint::parse(url, None).unwrap_err();
             assert!(!why.contains("hunter2"), "{why}");
         }
+    }
+
+    /// A TLS server that answers each call with what it was sent.
+    async fn serve(certificate: &Pem) -> u16 {
+        let chain = CertificateDer::from_pem_slice(certificate.chain.as_bytes()).unwrap();
+        let key =
+            rustls_pki_types::PrivateKeyDer::from_pem_slice(certificate.key.as_bytes()).unwrap();
+        let config = rustls::ServerConfig::builder()
+            .with_no_client_auth()
+            .with_single_cert(vec![chain], key)
+            .unwrap();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+        let _serving = tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let Ok(mut stream) = acceptor.accept(stream).await else {
+                    continue;
+                };
+                let mut bytes = Vec::new();
+                while !bytes.ends_with(b"ping") {
+                    assert!(stream.read_buf(&mut bytes).await.unwrap() > 0);
+                }
+                let answer = b"HTTP/1.1 201 X\r\ncontent-length: 4\r\n\r\npong";
+                stream.write_all(answer).await.unwrap();
+                let _ended = stream.shutdown().await;
+            }
+        });
+        port
+    }
+
+    #[tokio::test]
+    async fn tls_is_verified_by_the_named_authority_and_the_name() {
+        let certificate = make(&[], crate::clock::seconds(crate::clock::system()())).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let ca = dir.path().join("ca.pem");
+        std::fs::write(&ca, certificate.chain.as_bytes()).unwrap();
+        let port = serve(&certificate).await;
+        let url = format!("https://127.0.0.1:{port}");
+        let ask = async |endpoint: Endpoint| endpoint.post("/x", &[("x-a", "b")], b"ping").await;
+        let trusted = Endpoint::parse(&url, Some(ca.clone())).unwrap();
+        let (status, body) = ask(trusted.clone()).await.unwrap();
+        assert_eq!((status, body.as_slice()), (201, b"pong".as_slice()));
+        // The system's authorities don't know it.
+        let fault = ask(Endpoint::parse(&url, None).unwrap()).await.unwrap_err();
+        assert!(fault.to_string().contains("certificate"), "{fault}");
+        // It is good for this machine's names alone.
+        let config = client_config(Some(&ca)).unwrap();
+        let stream = trusted.connect().await.unwrap();
+        let name = ServerName::try_from("kms.example").unwrap();
+        assert!(
+            TlsConnector::from(config)
+                .connect(name, stream)
+                .await
+                .is_err()
+        );
+        let gone = Endpoint::parse(&url, Some(dir.path().join("gone.pem"))).unwrap();
+        let fault = ask(gone).await.unwrap_err();
+        assert!(fault.to_string().contains("gone.pem"), "{fault}");
+        let fault = trusted
+            .post("/x", &[("x-a", "b\nc")], b"")
+            .await
+            .unwrap_err();
+        assert!(fault.to_string().contains("no header may carry"), "{fault}");
     }
 }
