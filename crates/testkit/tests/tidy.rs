@@ -372,3 +372,18 @@ fn list<'a>(value: &'a Value, key: &str) -> &'a [Value] {
         .map(Vec::as_slice)
         .unwrap_or_default()
 }
+
+/// A model that is asked for by name is never replaced by the package index's: a newcomer whose machine reaches no hub
+/// gets an answer only from the pull without a name.
+#[test]
+fn the_start_script_pulls_no_model_by_name() {
+    let script = std::fs::read_to_string(top().join("scripts/run")).unwrap();
+    let pulls: Vec<_> = script
+        .lines()
+        .filter(|line| line.contains("model pull"))
+        .collect();
+    assert!(!pulls.is_empty());
+    for line in pulls {
+        assert!(line.contains("model pull --to"), "{line}");
+    }
+}
