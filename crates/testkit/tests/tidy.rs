@@ -377,7 +377,7 @@ fn list<'a>(value: &'a Value, key: &str) -> &'a [Value] {
 /// gets an answer only from the pull without a name.
 #[test]
 fn the_start_script_pulls_no_model_by_name() {
-    let script = std::fs::read_to_string(top().join("scripts/run")).unwrap();
+    let script = fs::read_to_string(top().join("scripts/run")).unwrap();
     let pulls: Vec<_> = script
         .lines()
         .filter(|line| line.contains("model pull"))

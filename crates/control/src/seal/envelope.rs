@@ -50,7 +50,7 @@ impl Envelope {
         kms: &Kms,
         secrets: &Path,
     ) -> Result<Option<(Self, Zeroizing<Vec<u8>>)>, SealFault> {
-        // A second look: another node may bring the same store up to date right now.
+        // More than one look: another node may bring the same store up to date right now, between our two reads too.
         for _look in 0..3 {
             let wrapped = wrapped_of(store).await?;
             let Some(pepper) = store.fact(PEPPER).await? else {
@@ -69,8 +69,7 @@ impl Envelope {
                     Err(SealFault::Store(StoreFault::Taken)) => {}
                     done => done?,
                 },
-                None => return Err(SealFault::NoDataKey),
-                Some(_) => {}
+                None | Some(_) => {}
             }
         }
         Err(SealFault::NoDataKey)
