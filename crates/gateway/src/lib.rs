@@ -45,6 +45,7 @@ mod upstream {
 
 pub mod limits {
     //! What callers have used up.
+    pub(crate) mod addresses;
     pub mod memory;
 }
 

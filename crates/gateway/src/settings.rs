@@ -22,12 +22,25 @@ pub struct Settings {
     pub commit_after: Duration,
     /// Between two comments on a committed stream.
     pub comment_every: Duration,
+    /// What becomes of running streams whose key is taken back.
+    pub on_revoke: OnRevoke,
+    /// How often an address may show a credential that isn't valid, times a minute.
+    pub failed_credentials_per_minute: u32,
     /// After how long without a word of the store even known keys get 503.
     pub max_stale: Duration,
     /// Roles by name.
     pub roles: Roles,
     /// Models by public name.
     pub models: BTreeMap<String, Arc<Model>>,
+}
+
+/// What becomes of running streams whose key is taken back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnRevoke {
+    /// They end with an error event.
+    Cut,
+    /// They run to their end; the next call is refused.
+    Finish,
 }
 
 /// One model.

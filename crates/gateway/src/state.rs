@@ -14,6 +14,7 @@ use rules::key::Pepper;
 use rules::snapshot::Keys;
 
 use crate::check::fresh::Freshness;
+use crate::limits::addresses::Failures;
 use crate::limits::memory::Memory;
 use crate::record::slot::Slots;
 use crate::record::trail::{Strangers, Trail};
@@ -24,14 +25,18 @@ use crate::settings::Settings;
 pub struct Gateway {
     /// The config as meant.
     pub settings: ArcSwap<Settings>,
-    /// The keys.
+    /// The keys; replaced by [`Gateway::publish`].
     pub keys: ArcSwap<Keys>,
+    /// Told each time the keys are replaced.
+    pub(crate) news: tokio::sync::watch::Sender<()>,
     /// Certificate, protocol versions and ticket keys.
     pub tls: ArcSwap<rustls::ServerConfig>,
     /// What keys are hashed under.
     pub pepper: Pepper,
     /// Limits.
     pub limits: Memory,
+    /// Credentials that weren't valid, by address.
+    pub(crate) failures: Failures,
     /// In-flight slots.
     pub slots: Arc<Slots>,
     /// The way to the audit log.
@@ -87,9 +92,11 @@ impl Gateway {
         Self {
             settings: ArcSwap::from_pointee(parts.settings),
             keys: ArcSwap::from_pointee(parts.keys),
+            news: tokio::sync::watch::Sender::default(),
             tls: ArcSwap::from_pointee(parts.tls),
             pepper: parts.pepper,
             limits: parts.limits,
+            failures: Failures::default(),
             slots: Arc::new(parts.slots),
             trail: parts.trail,
             freshness: parts.freshness,
@@ -103,6 +110,12 @@ impl Gateway {
             clock: parts.clock,
             ids: Ids::default(),
         }
+    }
+
+    /// Replaces the keys; streams whose key was taken back end now if `[server] on_revoke` says so.
+    pub fn publish(&self, keys: Keys) {
+        self.keys.store(Arc::new(keys));
+        self.news.send_replace(());
     }
 
     /// A new request id.

@@ -36,7 +36,7 @@ use crate::endpoints::{self, Endpoint, What};
 use crate::pages::{PAGES, POLICY};
 use crate::record::settle::Account;
 use crate::refuse::{self, refuse, respond};
-use crate::settings::{Model, Replica, Settings};
+use crate::settings::{Model, OnRevoke, Replica, Settings};
 
 const JSON: &str = "application/json";
 
@@ -171,17 +171,15 @@ impl Known<'_> {
             Ok(permit) => permit,
             Err(refusal) => return refuse(self.id, &refusal),
         };
-        let key = Arc::clone(&self.caller.key);
         let mut account = Account::open(
             gateway,
             permit,
             self.id,
             self.started,
             self.peer.ip(),
-            key,
+            &self.caller,
             endpoint,
         );
-        account.policy = Some(self.caller.policy.clone());
         if !self.caller.policy.allows_endpoint(endpoint.path) {
             return self.end(account, &Refusal::EndpointNotAllowed).await;
         }
@@ -273,6 +271,13 @@ impl Known<'_> {
             Ok(Step::Bytes(bytes)) => Some(bytes),
             Ok(Step::End) | Err(_) => None,
         };
+        // Before it stands in the core's list, no news of keys reaches it.
+        if let Some(why) = relay.account().taken_back()
+            && self.settings.on_revoke == OnRevoke::Cut
+        {
+            let refusal = Refusal::UnknownKey(why);
+            return self.end(relay.into_account(), &refusal).await;
+        }
         relay.commit(first);
         let account = relay.account();
         let (dropped, ms) = (account.dropped.clone(), account.elapsed_ms());

@@ -175,10 +175,7 @@ impl House {
             clock,
         }));
         let swap = Arc::clone(&gateway);
-        let publisher = Publisher::new(
-            store.clone(),
-            Arc::new(move |keys| swap.keys.store(Arc::new(keys))),
-        );
+        let publisher = Publisher::new(store.clone(), Arc::new(move |keys| swap.publish(keys)));
         // The view that the acts of this node go on from, read once more: nothing is between the two.
         publisher.publish().await?;
         attend(

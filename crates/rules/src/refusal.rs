@@ -21,6 +21,11 @@ pub enum Refusal {
     UnknownKey(Unfit),
     /// It was valid once.
     ExpiredKey,
+    /// Too many credentials from this address weren't valid lately.
+    FailedCredentials {
+        /// When the next one is looked at.
+        retry: Duration,
+    },
     /// Keys can't be judged now.
     KeysUnavailable,
     /// Nothing of that name is here.
@@ -171,6 +176,7 @@ impl Refusal {
             Self::MistypedKey => "mistyped-key",
             Self::UnknownKey(unfit) => unfit.word(),
             Self::ExpiredKey => "expired-key",
+            Self::FailedCredentials { .. } => "failed-credentials",
             Self::KeysUnavailable => "keys-unavailable",
             Self::NoSuchRoute => "no-such-route",
             Self::EndpointNotAllowed => "endpoint-not-allowed",
@@ -240,9 +246,10 @@ impl Refusal {
             Self::Body { code, .. } => (400, INVALID, *code),
             Self::Model { known: true, .. } => (403, INVALID, Some("model_not_found")),
             Self::Model { known: false, .. } => (404, INVALID, Some("model_not_found")),
-            Self::RequestRate { .. } | Self::Concurrency { .. } | Self::TooManyRefusals { .. } => {
-                (429, "requests", Some("rate_limit_exceeded"))
-            }
+            Self::FailedCredentials { .. }
+            | Self::RequestRate { .. }
+            | Self::Concurrency { .. }
+            | Self::TooManyRefusals { .. } => (429, "requests", Some("rate_limit_exceeded")),
             Self::KeysUnavailable | Self::RecordsUnavailable => (503, UNAVAILABLE, None),
             Self::BodyBudget | Self::NoReplica | Self::Busy => {
                 (503, UNAVAILABLE, Some("server_is_overloaded"))
@@ -305,6 +312,12 @@ impl Refusal {
                     "Too many of your requests were refused. Please try again in {wait}."
                 );
             }
+            Self::FailedCredentials { retry } => {
+                let wait = spoken(*retry);
+                return format!(
+                    "Too many API keys from your address were not valid. Check the key. Please try again in {wait}."
+                );
+            }
             Self::KeysUnavailable => "Keys can't be checked at the moment. Please try again.",
             Self::BodyBudget => "Too many large requests at once. Please try again.",
             Self::NoReplica => "The model isn't available at the moment. Please try again.",
@@ -333,7 +346,10 @@ impl Refusal {
 
     /// When a retry may help; `None` where the status alone says what to do.
     fn retry(&self) -> Option<Duration> {
-        if let Self::RequestRate { retry, .. } | Self::TooManyRefusals { retry } = self {
+        if let Self::RequestRate { retry, .. }
+        | Self::TooManyRefusals { retry }
+        | Self::FailedCredentials { retry } = self
+        {
             return Some(*retry);
         }
         let seconds = match self.head().0 {

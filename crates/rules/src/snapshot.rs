@@ -124,7 +124,7 @@ impl Keys {
         search(self.shards.get(shard_of(digest))?, digest)
     }
 
-    /// The key with this digest if it is valid at `now` (seconds since 1970) for a caller at `address`, and what its
+    /// The secret with this digest if its key is valid at `now` (seconds since 1970) for a caller at `address`, and what its
     /// project narrows.
     ///
     /// # Errors
@@ -134,11 +134,12 @@ impl Keys {
         digest: &Digest,
         now: i64,
         address: IpAddr,
-    ) -> Result<(&Arc<Key>, Option<&Own>), Invalid> {
+    ) -> Result<(&Secret, Option<&Own>), Invalid> {
         let unfit = |why| Err(Invalid::Unfit(why));
-        let Some(Secret { key, until, .. }) = self.find(digest) else {
+        let Some(secret) = self.find(digest) else {
             return unfit(Unfit::Unknown);
         };
+        let Secret { key, until, .. } = secret;
         if key.revoked {
             return unfit(Unfit::Revoked);
         }
@@ -169,7 +170,27 @@ impl Keys {
         if project.is_some_and(|project| !project.enabled) {
             return unfit(Unfit::ProjectDisabled);
         }
-        Ok((key, project.map(|project| &project.own)))
+        Ok((secret, project.map(|project| &project.own)))
+    }
+
+    /// Why what a running call began with was taken back since, if it was: its key revoked, its secret replaced before
+    /// its time (`until` as it was then), or its project disabled. What ends by itself takes nothing back.
+    #[must_use]
+    pub fn taken_back(&self, digest: &Digest, until: i64, now: i64) -> Option<Unfit> {
+        let Some(secret) = self.find(digest) else {
+            return Some(Unfit::Unknown);
+        };
+        let project = secret.key.project.as_ref();
+        let project = project.and_then(|name| self.projects.get(name));
+        if secret.key.revoked {
+            Some(Unfit::Revoked)
+        } else if secret.until < until && secret.until <= now {
+            Some(Unfit::Rotated)
+        } else if project.is_some_and(|project| !project.enabled) {
+            Some(Unfit::ProjectDisabled)
+        } else {
+            None
+        }
     }
 
     /// The project of this name.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
 use rules::key::{self, Digest, KeyFault};
+use rules::limit::Rate;
 use rules::policy::{Policy, effective};
 use rules::refusal::{Refusal, Unfit};
 use rules::snapshot::{Invalid, Key};
@@ -25,14 +26,26 @@ const LONGEST: usize = 512;
 pub(crate) struct Caller {
     /// The key.
     pub(crate) key: Arc<Key>,
+    /// How it showed that.
+    pub(crate) proof: Proof,
     /// What it may do: the narrowest of role, project and key.
     pub(crate) policy: Policy,
+}
+
+/// What a call began with: looked at again when keys change while it runs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Proof {
+    /// What the key was found by.
+    pub(crate) digest: Digest,
+    /// Until when that secret was to be valid, seconds since 1970.
+    pub(crate) until: i64,
 }
 
 /// Finds out who calls from `address`.
 ///
 /// # Errors
-/// 401 in all its reasons; 503 when the store can't be asked about a key that nobody knows.
+/// 401 in all its reasons, 429 when there were too many of them from this address; 503 when the store can't be asked
+/// about a key that nobody knows.
 pub(crate) async fn authenticate(
     gateway: &Gateway,
     settings: &Settings,
@@ -42,31 +55,62 @@ pub(crate) async fn authenticate(
     let credential = extract(headers)?;
     // Foreign keys have forms of their own; only a damaged one of ours is told from its form.
     let form = key::check(credential);
-    if form == Err(KeyFault::Checksum) {
-        return Err(Refusal::MistypedKey);
-    }
     let digest = gateway.pepper.digest(credential);
-    let first = judge(gateway, settings, &digest, address);
-    if !matches!(first, Err(Refusal::UnknownKey(Unfit::Unknown))) {
+    let first = if form == Err(KeyFault::Checksum) {
+        Err(Refusal::MistypedKey)
+    } else {
+        judge(gateway, settings, &digest, address)
+    };
+    let is_known = !matches!(
+        first,
+        Err(Refusal::MistypedKey | Refusal::UnknownKey(Unfit::Unknown))
+    );
+    if is_known && gateway.freshness.is_stale(settings.max_stale) {
         // What is known is judged by what was read last, as long as that isn't too old to be true.
-        return if gateway.freshness.is_stale(settings.max_stale) {
-            Err(Refusal::KeysUnavailable)
-        } else {
-            first
-        };
+        return Err(Refusal::KeysUnavailable);
     }
-    // It may have been made on another node a moment ago. Only what has our form is worth a look at the store.
-    let looked = if form.is_ok() {
+    if first.is_ok() {
+        return first;
+    }
+    // From here on it costs: a look at the store, or a guess more. An address may do that so often.
+    let rate = Rate::per_minute(settings.failed_credentials_per_minute);
+    let now = gateway.clock.unix_ns();
+    gateway
+        .failures
+        .look(address, rate, now)
+        .map_err(|retry| Refusal::FailedCredentials { retry })?;
+    let last = match first {
+        Err(Refusal::UnknownKey(Unfit::Unknown)) => {
+            again(gateway, settings, form.is_ok(), &digest, address).await
+        }
+        known => known,
+    };
+    if !matches!(last, Ok(_) | Err(Refusal::KeysUnavailable)) {
+        gateway.failures.count(address, rate, now);
+    }
+    last
+}
+
+/// A key that nobody knows may have been made on another node a moment ago. Only what has our form is worth a look at
+/// the store.
+async fn again(
+    gateway: &Gateway,
+    settings: &Settings,
+    is_ours: bool,
+    digest: &Digest,
+    address: IpAddr,
+) -> Result<Caller, Refusal> {
+    let looked = if is_ours {
         gateway.freshness.look().await
     } else {
         Looked::Full
     };
     match looked {
-        Looked::Fresh => judge(gateway, settings, &digest, address),
+        Looked::Fresh => judge(gateway, settings, digest, address),
         Looked::Unavailable => Err(Refusal::KeysUnavailable),
         // Nobody asked the store: it counts as asked if it answered a moment ago.
         Looked::Full if gateway.freshness.is_lost() => Err(Refusal::KeysUnavailable),
-        Looked::Full => first,
+        Looked::Full => Err(Refusal::UnknownKey(Unfit::Unknown)),
     }
 }
 
@@ -78,12 +122,13 @@ fn judge(
     address: IpAddr,
 ) -> Result<Caller, Refusal> {
     let keys = gateway.keys.load();
-    let (key, project) = keys
+    let (secret, project) = keys
         .judge(digest, gateway.clock.unix_seconds(), address)
         .map_err(|invalid| match invalid {
             Invalid::Unfit(why) => Refusal::UnknownKey(why),
             Invalid::Expired => Refusal::ExpiredKey,
         })?;
+    let key = &secret.key;
     // A key whose role was taken out of the config may do nothing.
     let role = settings
         .roles
@@ -92,6 +137,10 @@ fn judge(
     Ok(Caller {
         policy: effective(role, project, key.own.as_deref()),
         key: Arc::clone(key),
+        proof: Proof {
+            digest: secret.digest,
+            until: secret.until,
+        },
     })
 }
 

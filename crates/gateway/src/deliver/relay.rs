@@ -6,7 +6,7 @@
 
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -42,6 +42,8 @@ pub(crate) struct Relay {
     replica: Option<Replica>,
     /// When the last bytes were handed out, until more are asked for.
     handed: Option<Instant>,
+    /// Whom to wake when the stream ends by something else than its upstream.
+    waiting: Option<Waker>,
     /// What came before the 200 was committed.
     first: Option<Bytes>,
     /// The 200 is on its way: failures are events, comments flow.
@@ -122,6 +124,7 @@ impl Relay {
             },
             replica: None,
             handed: None,
+            waiting: None,
             first: None,
             committed: false,
             limits,
@@ -172,9 +175,31 @@ impl Relay {
         }
     }
 
+    /// Ends a stream whose key was taken back.
+    pub(crate) fn cut_if_taken_back(&mut self) {
+        if !matches!(self.source, Source::Waiting(_) | Source::Flowing(_)) {
+            return;
+        }
+        let Some(why) = self.account.taken_back() else {
+            return;
+        };
+        let refusal = Refusal::UnknownKey(why);
+        let last = failure(&refusal);
+        self.close(ending_of(&refusal), Some(refusal.word()), last, None);
+        if let Some(waiting) = self.waiting.take() {
+            waiting.wake();
+        }
+    }
+
     /// The next bytes of a committed stream.
     pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         let next = self.poll_bytes(cx);
+        if next.is_pending() {
+            match &mut self.waiting {
+                Some(waiting) => waiting.clone_from(cx.waker()),
+                None => self.waiting = Some(cx.waker().clone()),
+            }
+        }
         self.handed = next.is_ready().then(Instant::now);
         next
     }

@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 
 use crate::deliver::relay::Relay;
 use crate::door::handshake::{Secured, shake};
+use crate::settings::OnRevoke;
 use crate::state::Gateway;
 use crate::upstream::client::Pool;
 use crate::way;
@@ -42,6 +43,18 @@ pub(crate) struct Core {
 }
 
 impl Core {
+    /// Ends streams whose key was taken back, if the config says so.
+    fn look_after_keys(&self) {
+        if self.gateway.settings.load().on_revoke == OnRevoke::Finish {
+            return;
+        }
+        // A stream that ends takes nothing out of this list.
+        let streams: Vec<_> = self.streams.borrow().clone();
+        for stream in streams.iter().filter_map(Weak::upgrade) {
+            stream.borrow_mut().cut_if_taken_back();
+        }
+    }
+
     /// Lets go of streams whose clients stopped reading, and forgets those that ended.
     fn look_after_streams(&self) {
         let now = tokio::time::Instant::now();
@@ -79,6 +92,7 @@ pub(crate) async fn accept(
     });
     let mut connections = JoinSet::new();
     let mut look = tokio::time::interval(LOOK);
+    let mut news = core.gateway.news.subscribe();
     while *phase.borrow_and_update() == Phase::Serving {
         tokio::select! {
             accepted = listener.accept() => match accepted {
@@ -93,11 +107,13 @@ pub(crate) async fn accept(
             Some(_) = connections.join_next() => {}
             _ = phase.changed() => {}
             _ = look.tick() => core.look_after_streams(),
+            _ = news.changed() => core.look_after_keys(),
         }
     }
     drop(listener);
     loop {
         tokio::select! {
+            _ = news.changed() => core.look_after_keys(),
             ended = connections.join_next() => if ended.is_none() { return },
             gone = phase.wait_for(|now| *now == Phase::Stopped) => {
                 drop(gone);

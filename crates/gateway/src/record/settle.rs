@@ -12,9 +12,11 @@ use rules::chain;
 use rules::ident::RequestId;
 use rules::measure::{self, Ending, Seen, Tokens};
 use rules::policy::Policy;
+use rules::refusal::Unfit;
 use rules::snapshot::Key;
 use tokio::sync::oneshot;
 
+use crate::check::authenticate::{Caller, Proof};
 use crate::check::authorise::BodyMemory;
 use crate::endpoints::Endpoint;
 use crate::limits::memory::Hold;
@@ -38,6 +40,7 @@ pub(crate) struct Account {
     started_ns: u64,
     address: IpAddr,
     key: Arc<Key>,
+    proof: Proof,
     endpoint: &'static Endpoint,
     /// Public name of the model, once known.
     pub(crate) model: Option<Arc<str>>,
@@ -74,7 +77,7 @@ impl Account {
         id: RequestId,
         started_ns: u64,
         address: IpAddr,
-        key: Arc<Key>,
+        caller: &Caller,
         endpoint: &'static Endpoint,
     ) -> Self {
         Self {
@@ -86,14 +89,15 @@ impl Account {
             id,
             started_ns,
             address,
-            key,
+            key: Arc::clone(&caller.key),
+            proof: caller.proof,
             endpoint,
             model: None,
             stream: false,
             answers: 1,
             reserved: Tokens::default(),
             taken_ns: None,
-            policy: None,
+            policy: Some(caller.policy.clone()),
             seen: Seen::default(),
             replica: None,
             attempts: 0,
@@ -145,6 +149,12 @@ impl Account {
         let now = self.gateway.clock.unix_ns();
         self.first_byte_ns
             .get_or_insert(now.saturating_sub(self.started_ns));
+    }
+
+    /// Why the key that the call began with was taken back since, if it was.
+    pub(crate) fn taken_back(&self) -> Option<Unfit> {
+        let (keys, now) = (self.gateway.keys.load(), self.gateway.clock.unix_seconds());
+        keys.taken_back(&self.proof.digest, self.proof.until, now)
     }
 
     /// Milliseconds since the request arrived.

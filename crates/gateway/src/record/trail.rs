@@ -175,7 +175,7 @@ pub(crate) fn blank(timestamp: String, action: &str, outcome: &str) -> Record {
 }
 
 /// An IPv6 caller owns a /64: its addresses count as one.
-fn network(address: IpAddr) -> IpAddr {
+pub(crate) fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => IpAddr::V6((v6.to_bits() >> 64 << 64).into()),
         v4 @ IpAddr::V4(_) => v4,

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 use control::seal::Kms;
 use control::store::Target;
+use gateway::settings::OnRevoke;
 use rules::policy::Models;
 
 use super::{Failure, Places, say};
@@ -116,12 +117,17 @@ fn render(config: &Config) -> String {
         Fsync::Each => "each",
     };
     let head = format!(
-        "[server]\nlisten = {}\nnames = {names}\nmax_body = {}\nbody_budget = {}\ncommit_after = {}\n\n\
+        "[server]\nlisten = {}\nnames = {names}\nmax_body = {}\nbody_budget = {}\ncommit_after = {}\non_revoke = \"{}\"\nfailed_credentials_per_minute = {}\n\n\
          [tls]\nmode = \"self-signed\"\n\n[store]\nurl = {}\nmax_stale = {}\n\n[audit]\nfsync = \"{fsync}\"\n",
         text(&config.listen.to_string()),
         text(&write_size(settings.max_body)),
         text(&write_size(settings.body_budget)),
         text(&write_duration(settings.commit_after)),
+        match settings.on_revoke {
+            OnRevoke::Cut => "cut",
+            OnRevoke::Finish => "finish",
+        },
+        settings.failed_credentials_per_minute,
         text(match &config.store {
             Target::Sqlite(_) => "sqlite:state/guan.db",
             Target::Postgres(server) => &server.url,

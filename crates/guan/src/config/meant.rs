@@ -21,6 +21,7 @@ use super::{Place, Seat, nearest, written};
 
 pub(crate) mod kms;
 mod models;
+mod server;
 pub(crate) mod store;
 
 /// Everything that `guan.toml` says.
@@ -118,37 +119,7 @@ pub(super) fn convert(file: written::File, place: &Place<'_>) -> Result<Config, 
         sealed: BTreeSet::new(),
     };
     let top = Seat::default();
-    let server = top.key("server");
-    let listen = judge.listen(&server, file.server.listen.as_deref());
-    let names = judge.names(&server, file.server.names);
-    let max_body = judge.size(
-        &server,
-        "max_body",
-        file.server.max_body,
-        8 << 20,
-        (1 << 10)..=(256 << 20),
-    );
-    let budget = judge.size(
-        &server,
-        "body_budget",
-        file.server.body_budget,
-        256 << 20,
-        (4 << 10)..=(1 << 40),
-    );
-    if budget / 4 < max_body {
-        judge.problem(&server.key("body_budget"), format!(
-            "body_budget in [server] must be at least four times max_body ({}), since one caller gets a quarter of it",
-            write_size(max_body.saturating_mul(4))
-        ));
-    }
-    let (low, high) = (Duration::from_millis(100), Duration::from_mins(10));
-    let commit_after = judge.span(
-        &server,
-        "commit_after",
-        file.server.commit_after,
-        Duration::from_secs(10),
-        low..=high,
-    );
+    let server = judge.server(&top.key("server"), file.server);
     let one_of =
         |written: Option<String>, default: &str| written.unwrap_or_else(|| default.to_owned());
     judge.word(
@@ -168,13 +139,15 @@ pub(super) fn convert(file: written::File, place: &Place<'_>) -> Result<Config, 
         return Err(judge.problems);
     }
     Ok(Config {
-        listen,
-        names,
+        listen: server.listen,
+        names: server.names,
         settings: Settings {
-            max_body,
-            body_budget: budget,
-            commit_after,
+            max_body: server.max_body,
+            body_budget: server.body_budget,
+            commit_after: server.commit_after,
             comment_every: COMMENT_EVERY,
+            on_revoke: server.on_revoke,
+            failed_credentials_per_minute: server.failed_credentials_per_minute,
             max_stale,
             roles,
             models,
@@ -351,35 +324,6 @@ impl Judge {
                 Kms::in_folder(place.data)
             }
         }
-    }
-
-    fn listen(&mut self, server: &Seat, written: Option<&str>) -> SocketAddr {
-        let default = SocketAddr::from(([0, 0, 0, 0], 8443));
-        let Some(text) = written else { return default };
-        if let Ok(address) = text.parse() {
-            return address;
-        }
-        self.fault(
-            server,
-            "listen",
-            "must be an IP address and a port, such as \"0.0.0.0:8443\" or \"[::]:8443\"",
-        );
-        default
-    }
-
-    fn names(&mut self, server: &Seat, names: Vec<String>) -> Vec<String> {
-        let good = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b':' | b'*');
-        for (n, name) in names.iter().enumerate() {
-            if name.is_empty() || name.len() > 253 || !name.bytes().all(good) {
-                self.problem(
-                    &server.key("names").index(n),
-                    format!(
-                        "names in [server] holds {name:?}, which is no host name and no IP address"
-                    ),
-                );
-            }
-        }
-        names
     }
 
     fn mirror(&mut self, hub: &Seat, mirror: Option<String>) -> Option<String> {

@@ -32,6 +32,8 @@ pub(super) struct Server {
     pub(super) max_body: Option<Size>,
     pub(super) body_budget: Option<Size>,
     pub(super) commit_after: Option<Span>,
+    pub(super) on_revoke: Option<String>,
+    pub(super) failed_credentials_per_minute: Option<i64>,
 }
 
 /// `[tls]`.

@@ -7,6 +7,7 @@ mod model_pull;
 mod records;
 mod secrets;
 mod start;
+mod taken_back;
 mod transport;
 mod typed;
 
