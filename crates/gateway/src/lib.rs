@@ -27,6 +27,7 @@ pub mod check {
     pub(crate) mod authenticate;
     pub(crate) mod authorise;
     pub(crate) mod reserve;
+    pub(crate) mod admit;
 }
 
 mod deliver {

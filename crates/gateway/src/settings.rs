@@ -62,6 +62,12 @@ pub struct Model {
     pub owned_by: String,
     /// When it was made known, seconds since 1970, for `/v1/models`.
     pub created: i64,
+    /// Calls that may run at the same time, all replicas together; `None`: not counted, so nobody waits here.
+    pub places: Option<u32>,
+    /// Calls that may wait for a place.
+    pub queue: usize,
+    /// How long a call may wait for a place.
+    pub queue_timeout: Duration,
     /// Where it runs, at least one.
     pub replicas: Vec<Replica>,
     /// Time limits.
@@ -79,6 +85,8 @@ pub struct Replica {
     pub base_path: String,
     /// The upstream's own credential, sent as `Authorization: Bearer`.
     pub key: Option<Secret>,
+    /// Calls that it is given at the same time; `None`: not counted.
+    pub concurrency: Option<u32>,
     /// Set when the supervisor runs it: calls wait for its `Ready`.
     pub worker: Option<String>,
 }

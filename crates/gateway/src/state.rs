@@ -13,6 +13,7 @@ use rules::ident::RequestId;
 use rules::key::Pepper;
 use rules::snapshot::Keys;
 
+use crate::check::admit::Lines;
 use crate::check::fresh::Freshness;
 use crate::limits::addresses::Failures;
 use crate::limits::memory::Memory;
@@ -23,8 +24,10 @@ use crate::settings::Settings;
 /// Everything that requests need, shared by all cores.
 #[derive(Debug)]
 pub struct Gateway {
-    /// The config as meant.
+    /// The config as meant; replaced by [`Gateway::take_up`].
     pub settings: ArcSwap<Settings>,
+    /// Who waits for which model.
+    pub(crate) lines: Lines,
     /// The keys; replaced by [`Gateway::publish`].
     pub keys: ArcSwap<Keys>,
     /// Told each time the keys are replaced.
@@ -89,7 +92,10 @@ impl Gateway {
     /// Joins the parts.
     #[must_use]
     pub fn new(parts: Parts) -> Self {
+        let lines = Lines::default();
+        lines.take_up(&parts.settings);
         Self {
+            lines,
             settings: ArcSwap::from_pointee(parts.settings),
             keys: ArcSwap::from_pointee(parts.keys),
             news: tokio::sync::watch::Sender::default(),
@@ -110,6 +116,12 @@ impl Gateway {
             clock: parts.clock,
             ids: Ids::default(),
         }
+    }
+
+    /// Replaces the config.
+    pub fn take_up(&self, settings: Settings) {
+        self.lines.take_up(&settings);
+        self.settings.store(Arc::new(settings));
     }
 
     /// Replaces the keys; streams whose key was taken back end now if `[server] on_revoke` says so.

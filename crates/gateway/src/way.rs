@@ -24,6 +24,7 @@ use rules::refusal::Refusal;
 use wire::openai;
 
 use crate::body::Body;
+use crate::check::admit::patience;
 use crate::check::authenticate::{Caller, authenticate};
 use crate::check::authorise::{authorise, find_model};
 use crate::check::reserve::{Reserved, reserve};
@@ -114,6 +115,7 @@ async fn arrive(
             id,
             started,
             peer,
+            patience: patience(&head.headers),
         };
         Ok(known.walk(head, incoming, found, standing).await)
     };
@@ -135,6 +137,8 @@ struct Known<'a> {
     id: RequestId,
     started: u64,
     peer: SocketAddr,
+    /// How long the client will wait for its answer to begin, from `started`.
+    patience: Option<Duration>,
 }
 
 impl Known<'_> {
@@ -233,18 +237,39 @@ impl Known<'_> {
         self,
         reserved: Reserved,
         outgoing: Outgoing,
-        mut account: Account,
+        account: Account,
     ) -> Response<Body> {
-        let order = match balance(&self.core.gateway, &reserved.judged.model) {
-            Ok(order) => order,
+        let model = Arc::clone(&reserved.judged.model);
+        let admitted = self.core.gateway.lines.admit(
+            &self.caller,
+            &model,
+            reserved.judged.bound.total(),
+            self.patience(&account),
+        );
+        let admission = match admitted {
+            Ok(admission) => admission,
             Err(refusal) => return self.end(account, &refusal).await,
         };
-        // Until the delivery says otherwise: a client that leaves meanwhile may have cost the upstream its prompt.
-        account.seen.forwarded = true;
-        let model = Arc::clone(&reserved.judged.model);
-        let delivery = forward(Rc::clone(self.core), Arc::clone(&model), order, outgoing);
+        let queued = admission.queued();
+        let begun = account.begun.clone();
+        let (core, asked) = (Rc::clone(self.core), Arc::clone(&model));
+        let delivery = async move {
+            let seat = match admission.seat().await {
+                Ok(seat) => seat,
+                Err(refusal) => return Delivered::not(refusal),
+            };
+            let order = match balance(&core.gateway, &asked) {
+                Ok(order) => order,
+                Err(refusal) => return Delivered::not(refusal),
+            };
+            // From here on a client that leaves may have cost the upstream its prompt.
+            begun.set();
+            let mut delivered = forward(core, asked, order, outgoing).await;
+            delivered.seat = seat;
+            delivered
+        };
         let mut response = if reserved.judged.stream {
-            let relay = Relay::new(
+            let mut relay = Relay::new(
                 Rc::clone(self.core),
                 account,
                 Box::pin(delivery),
@@ -253,6 +278,9 @@ impl Known<'_> {
                 model.timeouts,
                 self.settings.comment_every,
             );
+            if let Some(queued) = queued {
+                relay.in_line(queued, model.queue_timeout);
+            }
             self.stream(relay).await
         } else {
             let deadline = tokio::time::Instant::now() + model.timeouts.total;
@@ -261,6 +289,13 @@ impl Known<'_> {
         };
         refuse::tell_limits(response.headers_mut(), &reserved.standing);
         response
+    }
+
+    /// How long the client will still wait, if it says so.
+    fn patience(&self, account: &Account) -> Option<Duration> {
+        let passed = Duration::from_millis(account.elapsed_ms());
+        self.patience
+            .map(|patience| patience.saturating_sub(passed))
     }
 
     /// A stream: its first event or `commit_after`, whichever comes first, makes it a 200.
@@ -307,13 +342,13 @@ impl Known<'_> {
         mut account: Account,
     ) -> Response<Body> {
         let Some(delivered) = delivered else {
-            account.attempts = 1;
+            account.attempts = u32::from(account.begun.is_set());
             return self.end(account, &Refusal::UpstreamTimeout).await;
         };
         account.attempts = delivered.attempts;
         let replica = delivered.replica;
         account.replica = replica.as_ref().map(|replica| replica.name.clone());
-        account.seen.forwarded = delivered.forwarded;
+        account.delivered(delivered.seat, delivered.forwarded);
         let mut reply = match delivered.reply {
             Ok(reply) => reply,
             Err(refusal) => return self.end(account, &refusal).await,

@@ -295,7 +295,7 @@ impl House {
                 None => match self.may_open(start, config, &next).await {
                     Err(fault) => ToSupervisor::Refused { text: fault },
                     Ok(()) => {
-                        self.gateway.settings.store(Arc::new(next.settings.clone()));
+                        self.gateway.take_up(next.settings.clone());
                         self.kms.store(Arc::new(next.kms.clone()));
                         *config = next;
                         ToSupervisor::Applied

@@ -11,6 +11,7 @@ pub mod key;
 pub mod network;
 pub mod policy;
 pub mod limit;
+pub mod queue;
 pub mod measure;
 pub mod refusal;
 pub mod chain;

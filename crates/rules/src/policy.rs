@@ -60,6 +60,8 @@ pub struct Role {
     pub max_choices: u64,
     /// Seconds after which a key's secret is due for a new one; `None`: never. It is told, not enforced.
     pub rotate_after: Option<u64>,
+    /// Its share of a busy model against other roles' tenants, at least one.
+    pub weight: u32,
 }
 
 /// What a key or a project narrows of its role. `None` leaves a value to the others.
@@ -111,6 +113,8 @@ pub struct Policy {
     pub max_output_tokens: u64,
     /// As [`Role::max_choices`].
     pub max_choices: u64,
+    /// The tenant's share of a busy model, at least one.
+    pub weight: u32,
 }
 
 impl Policy {
@@ -135,6 +139,7 @@ pub fn effective(role: &Role, project: Option<&Own>, key: Option<&Own>) -> Polic
         concurrent_requests: role.concurrent_requests,
         max_output_tokens: role.max_output_tokens,
         max_choices: role.max_choices,
+        weight: role.weight,
     };
     for own in narrow() {
         policy.models = policy.models.and(own.models.as_ref());
@@ -301,6 +306,7 @@ impl Role {
             max_output_tokens: output,
             max_choices: DEFAULT_MAX_CHOICES,
             rotate_after: None,
+            weight: 1,
         };
         [
             role("admin", 100, 8192, None),

@@ -78,6 +78,16 @@ pub enum Refusal {
         /// When the next one is looked at.
         retry: Duration,
     },
+    /// The model's line is full of this tenant's calls.
+    QueueFull {
+        /// When there may be room.
+        retry: Duration,
+    },
+    /// All places of the model are taken, and none would be free in time.
+    Overloaded {
+        /// When one may be.
+        retry: Duration,
+    },
     /// No replica of the model can take a call now.
     NoReplica,
     /// The in-flight slots are used up.
@@ -191,6 +201,8 @@ impl Refusal {
             Self::RequestRate { .. } => "request-rate",
             Self::Concurrency { .. } => "concurrency",
             Self::TooManyRefusals { .. } => "refusal-rate",
+            Self::QueueFull { .. } => "queue-full",
+            Self::Overloaded { .. } => "overloaded",
             Self::NoReplica => "no-replica",
             Self::Busy => "busy",
             Self::RecordsUnavailable => "records-unavailable",
@@ -246,12 +258,13 @@ impl Refusal {
             Self::Body { code, .. } => (400, INVALID, *code),
             Self::Model { known: true, .. } => (403, INVALID, Some("model_not_found")),
             Self::Model { known: false, .. } => (404, INVALID, Some("model_not_found")),
+            Self::QueueFull { .. } => (429, "requests", Some("queue_full")),
             Self::FailedCredentials { .. }
             | Self::RequestRate { .. }
             | Self::Concurrency { .. }
             | Self::TooManyRefusals { .. } => (429, "requests", Some("rate_limit_exceeded")),
             Self::KeysUnavailable | Self::RecordsUnavailable => (503, UNAVAILABLE, None),
-            Self::BodyBudget | Self::NoReplica | Self::Busy => {
+            Self::BodyBudget | Self::NoReplica | Self::Busy | Self::Overloaded { .. } => {
                 (503, UNAVAILABLE, Some("server_is_overloaded"))
             }
             Self::Draining => (503, UNAVAILABLE, Some("slow_down")),
@@ -306,17 +319,20 @@ impl Refusal {
                      Please try again when one has ended."
                 );
             }
-            Self::TooManyRefusals { retry } => {
-                let wait = spoken(*retry);
-                return format!(
-                    "Too many of your requests were refused. Please try again in {wait}."
+            Self::FailedCredentials { retry } => {
+                return again(
+                    "Too many API keys from your address were not valid.",
+                    *retry,
                 );
             }
-            Self::FailedCredentials { retry } => {
-                let wait = spoken(*retry);
-                return format!(
-                    "Too many API keys from your address were not valid. Check the key. Please try again in {wait}."
-                );
+            Self::TooManyRefusals { retry } => {
+                return again("Too many of your requests were refused.", *retry);
+            }
+            Self::QueueFull { retry } => {
+                return again("Too many of your requests wait for this model.", *retry);
+            }
+            Self::Overloaded { retry } => {
+                return again("The model is busy.", *retry);
             }
             Self::KeysUnavailable => "Keys can't be checked at the moment. Please try again.",
             Self::BodyBudget => "Too many large requests at once. Please try again.",
@@ -348,7 +364,9 @@ impl Refusal {
     fn retry(&self) -> Option<Duration> {
         if let Self::RequestRate { retry, .. }
         | Self::TooManyRefusals { retry }
-        | Self::FailedCredentials { retry } = self
+        | Self::FailedCredentials { retry }
+        | Self::QueueFull { retry }
+        | Self::Overloaded { retry } = self
         {
             return Some(*retry);
         }
@@ -360,6 +378,11 @@ impl Refusal {
         };
         Some(Duration::from_secs(seconds))
     }
+}
+
+/// What happened, and when another try may help.
+fn again(what: &str, retry: Duration) -> String {
+    format!("{what} Please try again in {}.", spoken(retry))
 }
 
 /// The upstream's refusal in our words. Its 401, 403 and 404 speak of *our* credential or *our* configuration, so

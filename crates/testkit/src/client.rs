@@ -205,6 +205,19 @@ impl Connection {
         tls.flush().expect("the server reads");
     }
 
+    /// Whether the server has said something, or says it within `time`.
+    ///
+    /// # Panics
+    /// When the socket can't be used.
+    pub fn readable_within(&mut self, time: std::time::Duration) -> bool {
+        let socket = &self.stream.get_ref().sock;
+        socket.set_read_timeout(Some(time)).expect("a timeout");
+        let said = self.stream.fill_buf().is_ok();
+        let socket = &self.stream.get_ref().sock;
+        socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        said
+    }
+
     /// Reads the head of an answer.
     ///
     /// # Panics

@@ -10,6 +10,7 @@ use rules::ident::RequestId;
 use rules::refusal::Refusal;
 use wire::openai::Endpoint;
 
+use crate::check::admit::Seat;
 use crate::door::accept::Core;
 use crate::settings::{Model, Replica, Target};
 use crate::upstream::client::{Fault, Reply, post};
@@ -43,6 +44,21 @@ pub(crate) struct Delivered {
     pub(crate) attempts: u32,
     /// At least one upstream may have had the call.
     pub(crate) forwarded: bool,
+    /// Its place among the model's calls.
+    pub(crate) seat: Option<Seat>,
+}
+
+impl Delivered {
+    /// Nobody was asked.
+    pub(crate) fn not(refusal: Refusal) -> Self {
+        Self {
+            reply: Err(refusal),
+            replica: None,
+            attempts: 0,
+            forwarded: false,
+            seat: None,
+        }
+    }
 }
 
 /// The caller's headers that pass.
@@ -62,12 +78,7 @@ pub(crate) async fn forward(
     order: Vec<Replica>,
     outgoing: Outgoing,
 ) -> Delivered {
-    let mut delivered = Delivered {
-        reply: Err(Refusal::NoReplica),
-        replica: None,
-        attempts: 0,
-        forwarded: false,
-    };
+    let mut delivered = Delivered::not(Refusal::NoReplica);
     for replica in order {
         delivered.attempts = delivered.attempts.saturating_add(1);
         delivered.replica = Some(replica.clone());

@@ -16,6 +16,7 @@ use tokio::time::{Instant, Sleep};
 use wire::openai::{self, Chunk};
 use wire::sse::{self, Frame, Splitter};
 
+use crate::check::admit::Queued;
 use crate::deliver::forward::{Delivered, refusal, said};
 use crate::door::accept::Core;
 use crate::record::settle::{Account, Written};
@@ -44,6 +45,8 @@ pub(crate) struct Relay {
     handed: Option<Instant>,
     /// Whom to wake when the stream ends by something else than its upstream.
     waiting: Option<Waker>,
+    /// The line that it waits in, before its delivery begins.
+    queued: Option<Queued>,
     /// What came before the 200 was committed.
     first: Option<Bytes>,
     /// The 200 is on its way: failures are events, comments flow.
@@ -125,6 +128,7 @@ impl Relay {
             replica: None,
             handed: None,
             waiting: None,
+            queued: None,
             first: None,
             committed: false,
             limits,
@@ -138,6 +142,13 @@ impl Relay {
             total: sleep(limits.total),
             comment: sleep(comment_every),
         }
+    }
+
+    /// Its delivery waits in a line first, for so long at most.
+    pub(crate) fn in_line(&mut self, queued: Queued, at_most: Duration) {
+        self.queued = Some(queued);
+        let idle = self.idle.deadline() + at_most;
+        self.idle.as_mut().reset(idle);
     }
 
     /// From now on the client has a 200, whose body begins with `first`.
@@ -257,7 +268,8 @@ impl Relay {
             .as_ref()
             .map(|replica| replica.name.clone());
         self.replica = delivered.replica;
-        self.account.seen.forwarded = delivered.forwarded;
+        self.account.delivered(delivered.seat, delivered.forwarded);
+        self.queued = None;
         // Until a reply is there, nothing more can come from this source.
         self.source = Source::Done;
         let reply = delivered.reply?;
@@ -406,6 +418,18 @@ impl Relay {
         self.poll_step(cx)
     }
 
+    /// What a comment says: where the call stands while it waits for a place.
+    fn told(&self) -> String {
+        match self.queued.as_ref().and_then(Queued::place) {
+            Some(place) => {
+                // Rounded up: nobody is told that he is next when he isn't.
+                let seconds = place.wait.as_millis().div_ceil(1000);
+                format!("queued: position {}, about {seconds} s", place.position)
+            }
+            None => "waiting".to_owned(),
+        }
+    }
+
     fn poll_timers(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
         let over =
             self.total.as_mut().poll(cx).is_ready() || self.idle.as_mut().poll(cx).is_ready();
@@ -417,7 +441,7 @@ impl Relay {
                 .as_mut()
                 .reset(Instant::now() + self.comment_every);
             let mut out = BytesMut::new();
-            sse::write_comment(&mut out, "waiting");
+            sse::write_comment(&mut out, &self.told());
             return Poll::Ready(Step::Bytes(out.freeze()));
         }
         Poll::Pending

@@ -16,6 +16,7 @@ use rules::refusal::Unfit;
 use rules::snapshot::Key;
 use tokio::sync::oneshot;
 
+use crate::check::admit::{Begun, Seat};
 use crate::check::authenticate::{Caller, Proof};
 use crate::check::authorise::BodyMemory;
 use crate::endpoints::Endpoint;
@@ -33,6 +34,9 @@ pub(crate) struct Account {
     permit: Option<Permit>,
     slot: Option<Slot>,
     hold: Option<Hold>,
+    seat: Option<Seat>,
+    /// Set when its delivery has gone to an upstream.
+    pub(crate) begun: Begun,
     /// Memory that the body takes, given back with the account.
     pub(crate) body: Option<BodyMemory>,
     /// The request's id.
@@ -85,6 +89,8 @@ impl Account {
             permit: Some(permit),
             slot: None,
             hold: None,
+            seat: None,
+            begun: Begun::default(),
             body: None,
             id,
             started_ns,
@@ -112,6 +118,13 @@ impl Account {
         self.hold = Some(hold);
         self.taken_ns = Some(taken_ns);
         self.reserved = reserved;
+    }
+
+    /// The delivery has ended with or without an answer: whether an upstream had the call, and the place it holds.
+    pub(crate) fn delivered(&mut self, seat: Option<Seat>, forwarded: bool) {
+        self.begun = Begun::default();
+        self.seat = seat;
+        self.seen.forwarded = forwarded;
     }
 
     /// Takes the slot; from here on a killed process can't lose the call.
@@ -166,6 +179,8 @@ impl Account {
     pub(crate) fn close(&mut self, ending: Ending, status: u16, reason: Option<&str>) -> Written {
         let (done, written) = oneshot::channel();
         drop(self.hold.take());
+        // While the delivery runs, only it knows whether an upstream has the call.
+        self.seen.forwarded |= self.begun.is_set();
         let Some(permit) = self.permit.take() else {
             return written;
         };
@@ -173,7 +188,12 @@ impl Account {
         if slot.is_some() {
             self.gateway.in_flight.fetch_sub(1, Ordering::Relaxed);
         }
-        permit.send(self.record(ending, status, reason), move |ok| {
+        let record = self.record(ending, status, reason);
+        let held = record.call.as_ref().map(|call| call.charged.total());
+        if let (Some(seat), Some(held)) = (self.seat.take(), held) {
+            seat.give_back(held);
+        }
+        permit.send(record, move |ok| {
             // Without a record the slot stays: the next start writes one from it.
             if ok && let Some(slot) = slot {
                 slot.clear();

@@ -117,12 +117,13 @@ fn render(config: &Config) -> String {
         Fsync::Each => "each",
     };
     let head = format!(
-        "[server]\nlisten = {}\nnames = {names}\nmax_body = {}\nbody_budget = {}\ncommit_after = {}\non_revoke = \"{}\"\nfailed_credentials_per_minute = {}\n\n\
+        "[server]\nlisten = {}\nnames = {names}\nmax_body = {}\nbody_budget = {}\ncommit_after = {}\ncomment_every = {}\non_revoke = \"{}\"\nfailed_credentials_per_minute = {}\n\n\
          [tls]\nmode = \"self-signed\"\n\n[store]\nurl = {}\nmax_stale = {}\n\n[audit]\nfsync = \"{fsync}\"\n",
         text(&config.listen.to_string()),
         text(&write_size(settings.max_body)),
         text(&write_size(settings.body_budget)),
         text(&write_duration(settings.commit_after)),
+        text(&write_duration(settings.comment_every)),
         match settings.on_revoke {
             OnRevoke::Cut => "cut",
             OnRevoke::Finish => "finish",
@@ -146,11 +147,12 @@ fn render(config: &Config) -> String {
         };
         write!(
             out,
-            "\n[roles.{}]\nmodels = {models}\nrequests_per_minute = {}\nmax_output_tokens = {}\nmax_choices = {}\n",
+            "\n[roles.{}]\nmodels = {models}\nrequests_per_minute = {}\nmax_output_tokens = {}\nmax_choices = {}\nweight = {}\n",
             key(&role.name),
             role.requests_per_minute,
             role.max_output_tokens,
-            role.max_choices
+            role.max_choices,
+            role.weight
         )
         .ok();
         if let Some(seconds) = role.rotate_after {
@@ -230,6 +232,9 @@ fn render_model(out: &mut String, model: &gateway::settings::Model, config: &Con
     if let Some(n) = model.max_output_tokens {
         writeln!(out, "max_output_tokens = {n}").ok();
     }
+    writeln!(out, "queue = {}", model.queue).ok();
+    let wait = text(&write_duration(model.queue_timeout));
+    writeln!(out, "queue_timeout = {wait}").ok();
     let t = model.timeouts;
     let spans = [
         ("connect", t.connect),

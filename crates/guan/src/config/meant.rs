@@ -145,7 +145,7 @@ pub(super) fn convert(file: written::File, place: &Place<'_>) -> Result<Config, 
             max_body: server.max_body,
             body_budget: server.body_budget,
             commit_after: server.commit_after,
-            comment_every: COMMENT_EVERY,
+            comment_every: server.comment_every,
             on_revoke: server.on_revoke,
             failed_credentials_per_minute: server.failed_credentials_per_minute,
             max_stale,
@@ -380,6 +380,7 @@ impl Judge {
                     max_output_tokens: 1,
                     max_choices: DEFAULT_MAX_CHOICES,
                     rotate_after: None,
+                    weight: 1,
                 },
             ),
         };
@@ -424,6 +425,9 @@ impl Judge {
         }
         if let Some(n) = self.number(seat, "max_choices", role.max_choices, &(1..=128)) {
             meant.max_choices = n;
+        }
+        if let Some(n) = self.number(seat, "weight", role.weight, &(1..=1000)) {
+            meant.weight = u32::try_from(n).unwrap_or(1);
         }
         if let Some(Span(after)) = role.rotate_after {
             if after < Duration::from_secs(60) {
@@ -477,9 +481,6 @@ pub(crate) fn is_model_name(name: &str) -> bool {
     let good = |b: u8| b.is_ascii_alphanumeric() || b"._-:/@+".contains(&b);
     !name.is_empty() && name.len() <= 128 && name.bytes().all(good)
 }
-
-/// Between two comments on a committed stream.
-const COMMENT_EVERY: Duration = Duration::from_secs(15);
 
 const PER_MINUTE: RangeInclusive<u64> = 1..=1_000_000;
 

@@ -32,6 +32,7 @@ pub(super) struct Server {
     pub(super) max_body: Option<Size>,
     pub(super) body_budget: Option<Size>,
     pub(super) commit_after: Option<Span>,
+    pub(super) comment_every: Option<Span>,
     pub(super) on_revoke: Option<String>,
     pub(super) failed_credentials_per_minute: Option<i64>,
 }
@@ -95,6 +96,7 @@ pub(super) struct Role {
     pub(super) concurrent_requests: Option<i64>,
     pub(super) max_choices: Option<i64>,
     pub(super) rotate_after: Option<Span>,
+    pub(super) weight: Option<i64>,
 }
 
 /// `[[models]]`.
@@ -109,6 +111,8 @@ pub(super) struct Model {
     pub(super) context_tokens: Option<i64>,
     pub(super) max_output_tokens: Option<i64>,
     pub(super) owned_by: Option<String>,
+    pub(super) queue: Option<i64>,
+    pub(super) queue_timeout: Option<Span>,
     pub(super) timeouts: Timeouts,
     pub(super) replicas: Vec<Replica>,
 }
@@ -134,4 +138,5 @@ pub(super) struct Replica {
     pub(super) context_tokens: Option<i64>,
     pub(super) threads: Option<i64>,
     pub(super) parallel: Option<i64>,
+    pub(super) concurrency: Option<i64>,
 }

@@ -3,6 +3,7 @@
 mod answers;
 mod field_cases;
 mod keys;
+mod line;
 mod model_pull;
 mod records;
 mod secrets;

@@ -72,6 +72,14 @@ fn one(
     let upstream_name = named(judge, seat, "upstream_name", model.upstream_name, &name);
     let default_owner = if on_engine { "guan" } else { "upstream" };
     let owned_by = named(judge, seat, "owned_by", model.owned_by, default_owner);
+    let queue = judge.number(seat, "queue", model.queue, &(0..=100_000));
+    let queue_timeout = judge.span(
+        seat,
+        "queue_timeout",
+        model.queue_timeout,
+        Duration::from_mins(1),
+        Duration::from_millis(10)..=Duration::from_hours(1),
+    );
     let timeouts = timeouts(judge, &seat.key("timeouts"), &model.timeouts);
     if model.replicas.is_empty() {
         judge.problem(seat, format!(
@@ -83,6 +91,7 @@ fn one(
             "model \"{name}\" has an engine and other replicas; an engine is a model's only replica"
         ));
     }
+    let places = places(judge, seat, &model.replicas);
     let mut replicas = Vec::new();
     let mut engine = None;
     for (n, replica) in model.replicas.into_iter().enumerate() {
@@ -100,6 +109,7 @@ fn one(
             target: Target::Unix(engine.socket.clone()),
             base_path: String::new(),
             key: None,
+            concurrency: None,
             worker: Some(name.clone()),
         });
     }
@@ -113,10 +123,30 @@ fn one(
         max_output_tokens: max_output_tokens.into_iter().chain(context_tokens).min(),
         owned_by,
         created: place.now,
+        places,
+        queue: queue.map_or(QUEUE, |n| usize::try_from(n).unwrap_or(QUEUE)),
+        queue_timeout,
         replicas,
         timeouts,
     };
     (model, engine)
+}
+
+/// Calls that a model's replicas take together; `None` when one of them counts none.
+fn places(judge: &mut Judge, seat: &Seat, replicas: &[written::Replica]) -> Option<u32> {
+    let mut places = Some(0_u32);
+    for (n, replica) in replicas.iter().enumerate() {
+        let seat = seat.key("replicas").index(n);
+        let own = if replica.engine.is_some() {
+            let parallel = judge.number(&seat, "parallel", replica.parallel, &PARALLEL);
+            Some(parallel.unwrap_or(ENGINE_PARALLEL))
+        } else {
+            judge.number(&seat, "concurrency", replica.concurrency, &(1..=100_000))
+        };
+        let own = own.and_then(|n| u32::try_from(n).ok());
+        places = places.zip(own).map(|(sum, own)| sum.saturating_add(own));
+    }
+    places.filter(|sum| *sum > 0)
 }
 
 fn kind(judge: &mut Judge, seat: &Seat, written: Option<&str>, on_engine: bool) -> Dialect {
@@ -288,6 +318,7 @@ fn remote(
         target: read.target,
         base_path: read.base_path,
         key,
+        concurrency: written.concurrency.and_then(|n| u32::try_from(n).ok()),
         worker: None,
     })
 }
@@ -301,7 +332,11 @@ fn local(
     written: &written::Replica,
     place: &Place<'_>,
 ) -> Option<EngineSpec> {
-    for (key, is_set) in [("key", written.key.is_some()), ("ca", written.ca.is_some())] {
+    for (key, is_set) in [
+        ("key", written.key.is_some()),
+        ("ca", written.ca.is_some()),
+        ("concurrency", written.concurrency.is_some()),
+    ] {
         if is_set {
             judge.fault(seat, key, "is for a url; leave it out next to engine");
         }
@@ -324,7 +359,8 @@ fn local(
         socket: socket(place.data, model),
         context_tokens: judge.number(seat, "context_tokens", written.context_tokens, &CONTEXT),
         threads: judge.number(seat, "threads", written.threads, &(1..=512)),
-        parallel: judge.number(seat, "parallel", written.parallel, &(1..=64)),
+        // Judged with the places of its model.
+        parallel: written.parallel.and_then(|n| u64::try_from(n).ok()),
     })
 }
 
@@ -349,6 +385,15 @@ fn socket(data: &Path, model: &str) -> PathBuf {
     };
     data.join("state/run").join(file)
 }
+
+/// Calls that wait for a place of a model.
+const QUEUE: usize = 512;
+
+/// Calls that a worker runs at the same time if the file doesn't say: `guan-engine`'s own default.
+const ENGINE_PARALLEL: u64 = 4;
+
+/// What the worker takes.
+const PARALLEL: std::ops::RangeInclusive<u64> = 1..=64;
 
 /// Tokens that one sequence may hold.
 const CONTEXT: std::ops::RangeInclusive<u64> = 64..=16_777_216;

@@ -21,6 +21,7 @@ pub(super) struct Server {
     pub(super) max_body: u64,
     pub(super) body_budget: u64,
     pub(super) commit_after: Duration,
+    pub(super) comment_every: Duration,
     pub(super) on_revoke: OnRevoke,
     pub(super) failed_credentials_per_minute: u32,
 }
@@ -54,6 +55,13 @@ impl Judge {
             Duration::from_secs(10),
             Duration::from_millis(100)..=Duration::from_mins(10),
         );
+        let comment_every = self.span(
+            server,
+            "comment_every",
+            file.comment_every,
+            Duration::from_secs(15),
+            Duration::from_millis(100)..=Duration::from_mins(5),
+        );
         let on_revoke = file.on_revoke.as_deref().unwrap_or("cut");
         self.word(server, "on_revoke", on_revoke, &["cut", "finish"]);
         let failed_credentials = self.number(
@@ -68,6 +76,7 @@ impl Judge {
             max_body,
             body_budget,
             commit_after,
+            comment_every,
             on_revoke: if on_revoke == "cut" {
                 OnRevoke::Cut
             } else {

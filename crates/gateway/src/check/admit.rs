@@ -1,0 +1,419 @@
+//! Whether a call may start now: one fair line before each model whose places are counted.
+//!
+//! `rules::queue` decides who goes next; this file keeps the lines, wakes who may start, and refuses who can't start
+//! before his patience ends. A model without counted places has no line. What waits holds nothing upstream, and
+//! leaves the line when its client leaves. Called by `way` after `reserve`.
+
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use http::HeaderMap;
+use rules::key::KeyId;
+use rules::queue::{Ask, Entered, Place, Queue, Ticket};
+use rules::refusal::Refusal;
+use tokio::sync::oneshot;
+
+use crate::check::authenticate::Caller;
+use crate::settings::{Model, Settings};
+
+/// Who shares a model's places: a project, or a key without one.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Tenant {
+    Project(Arc<str>),
+    Key(KeyId),
+}
+
+/// The lines of all models, by name. They outlive a reload: who waits goes on waiting.
+#[derive(Debug, Default)]
+pub(crate) struct Lines(ArcSwap<HashMap<String, Arc<Line>>>);
+
+/// One model's line.
+#[derive(Debug)]
+pub(crate) struct Line {
+    start: Instant,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    queue: Queue<Tenant>,
+    /// Who is told `true` when he may start, `false` when he had to make room.
+    waiting: HashMap<Ticket, oneshot::Sender<bool>>,
+}
+
+impl Lines {
+    /// Takes up the models of a config.
+    pub(crate) fn take_up(&self, settings: &Settings) {
+        let before = self.0.load();
+        let counted = settings.models.values().filter_map(|model| {
+            let places = model.places?;
+            let line = before.get(&model.name).map_or_else(
+                || Arc::new(Line::new(places, model.queue)),
+                |line| {
+                    line.resize(places, model.queue);
+                    Arc::clone(line)
+                },
+            );
+            Some((model.name.clone(), line))
+        });
+        self.0.store(Arc::new(counted.collect()));
+    }
+
+    /// Lets a call of `tokens` in, or into the line.
+    ///
+    /// # Errors
+    /// [`Refusal::QueueFull`] when its own tenant's calls fill the line, [`Refusal::Overloaded`] when it would wait for
+    /// longer than the config or its client allows.
+    pub(crate) fn admit(
+        &self,
+        caller: &Caller,
+        model: &Model,
+        tokens: u64,
+        patience: Option<Duration>,
+    ) -> Result<Admission, Refusal> {
+        let lines = self.0.load();
+        let Some(line) = lines.get(&model.name).filter(|_| model.places.is_some()) else {
+            return Ok(Admission::Free);
+        };
+        let key = Tenant::Key(caller.key.id);
+        let project = caller.key.project.clone().map(Tenant::Project);
+        let ask = Ask {
+            tenant: project.unwrap_or_else(|| key.clone()),
+            caller: key,
+            tokens,
+            weight: caller.policy.weight,
+        };
+        let patience = patience.map_or(model.queue_timeout, |p| p.min(model.queue_timeout));
+        line.enter(ask, patience)
+    }
+}
+
+impl Line {
+    fn new(places: u32, most_waiting: usize) -> Self {
+        Self {
+            start: Instant::now(),
+            state: Mutex::new(State {
+                queue: Queue::new(places, most_waiting),
+                waiting: HashMap::new(),
+            }),
+        }
+    }
+
+    fn enter(self: &Arc<Self>, ask: Ask<Tenant>, patience: Duration) -> Result<Admission, Refusal> {
+        let mut state = self.lock();
+        match state.queue.enter(ask, self.now()) {
+            Entered::Started(ticket) => Ok(Admission::Seated(Seat::new(self, ticket))),
+            Entered::Full => Err(Refusal::QueueFull {
+                retry: state.queue.wait_of_next(),
+            }),
+            Entered::Waiting { ticket, instead } => {
+                if let Some(left) = instead.and_then(|ticket| state.waiting.remove(&ticket)) {
+                    // Whoever isn't there any more needn't be told.
+                    left.send(false).ok();
+                }
+                let (told, turn) = oneshot::channel();
+                state.waiting.insert(ticket, told);
+                let place = state.queue.place(ticket);
+                drop(state);
+                // From here on, dropping it leaves the line.
+                let waiting = Waiting {
+                    seat: Seat::new(self, ticket),
+                    turn,
+                    until: tokio::time::Instant::now() + patience,
+                };
+                match place {
+                    Some(place) if place.wait > patience => {
+                        Err(Refusal::Overloaded { retry: place.wait })
+                    }
+                    _ => Ok(Admission::Waiting(waiting)),
+                }
+            }
+        }
+    }
+
+    fn resize(&self, places: u32, most_waiting: usize) {
+        let mut state = self.lock();
+        if state.queue.places() == places && state.queue.most_waiting() == most_waiting {
+            return;
+        }
+        let mut started = Vec::new();
+        let now = self.now();
+        state.queue.resize(places, most_waiting, now, &mut started);
+        state.tell(&started);
+    }
+
+    fn leave(&self, ticket: Ticket, tokens: Option<u64>) {
+        let mut state = self.lock();
+        let mut started = Vec::new();
+        state.waiting.remove(&ticket);
+        let now = self.now();
+        state.queue.leave(ticket, tokens, now, &mut started);
+        state.tell(&started);
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn tell(&mut self, started: &[Ticket]) {
+        for ticket in started {
+            if let Some(turn) = self.waiting.remove(ticket) {
+                // Whoever is leaving right now gives the place back himself.
+                turn.send(true).ok();
+            }
+        }
+    }
+}
+
+/// How a call was let in.
+#[derive(Debug)]
+pub(crate) enum Admission {
+    /// Its model's places aren't counted.
+    Free,
+    /// It has a place.
+    Seated(Seat),
+    /// It waits for one.
+    Waiting(Waiting),
+}
+
+impl Admission {
+    /// The line that it waits in.
+    pub(crate) fn queued(&self) -> Option<Queued> {
+        match self {
+            Self::Waiting(waiting) => Some(Queued {
+                line: Arc::clone(&waiting.seat.line),
+                ticket: waiting.seat.ticket,
+            }),
+            Self::Free | Self::Seated(_) => None,
+        }
+    }
+
+    /// Waits for the place, if it needs one.
+    ///
+    /// # Errors
+    /// As [`Lines::admit`].
+    pub(crate) async fn seat(self) -> Result<Option<Seat>, Refusal> {
+        match self {
+            Self::Free => Ok(None),
+            Self::Seated(seat) => Ok(Some(seat)),
+            Self::Waiting(waiting) => waiting.seat().await.map(Some),
+        }
+    }
+}
+
+/// A call in the line. Dropped, it leaves.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    seat: Seat,
+    turn: oneshot::Receiver<bool>,
+    until: tokio::time::Instant,
+}
+
+impl Waiting {
+    async fn seat(mut self) -> Result<Seat, Refusal> {
+        let told = tokio::time::timeout_at(self.until, &mut self.turn).await;
+        match told {
+            Ok(Ok(true)) => Ok(self.seat),
+            Ok(Ok(false) | Err(_)) => Err(Refusal::QueueFull {
+                retry: self.seat.line.lock().queue.wait_of_next(),
+            }),
+            Err(_elapsed) => {
+                let state = self.seat.line.lock();
+                let place = state.queue.place(self.seat.ticket);
+                Err(Refusal::Overloaded {
+                    retry: place.map_or_else(|| state.queue.wait_of_next(), |place| place.wait),
+                })
+            }
+        }
+    }
+}
+
+/// A place that a call has, or waits for. Dropped, it goes to the next.
+#[derive(Debug)]
+pub(crate) struct Seat {
+    line: Arc<Line>,
+    ticket: Ticket,
+    /// What the call held in the end.
+    tokens: Option<u64>,
+}
+
+impl Seat {
+    fn new(line: &Arc<Line>, ticket: Ticket) -> Self {
+        Self {
+            line: Arc::clone(line),
+            ticket,
+            tokens: None,
+        }
+    }
+
+    /// Gives the place back after a call that held so many tokens.
+    pub(crate) fn give_back(mut self, tokens: u64) {
+        self.tokens = Some(tokens);
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.line.leave(self.ticket, self.tokens);
+    }
+}
+
+/// A look at a waiting call's place, for comments on its stream.
+#[derive(Clone, Debug)]
+pub(crate) struct Queued {
+    line: Arc<Line>,
+    ticket: Ticket,
+}
+
+impl Queued {
+    /// Where it stands; `None` when it no longer waits.
+    pub(crate) fn place(&self) -> Option<Place> {
+        self.line.lock().queue.place(self.ticket)
+    }
+}
+
+/// Whether a call has left the line and gone to an upstream: shared by its delivery and its account.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Begun(Rc<Cell<bool>>);
+
+impl Begun {
+    pub(crate) fn set(&self) {
+        self.0.set(true);
+    }
+
+    pub(crate) fn is_set(&self) -> bool {
+        self.0.get()
+    }
+}
+
+/// How long the client says that it will wait: official SDKs tell their time limit in seconds.
+pub(crate) fn patience(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get("x-stainless-timeout")?.to_str().ok()?;
+    let seconds: f64 = text.trim().parse().ok()?;
+    if !seconds.is_finite() || seconds <= 0.0 {
+        return None;
+    }
+    Duration::try_from_secs_f64(seconds.min(86_400.0)).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ask(id: &str) -> Ask<Tenant> {
+        let key = Tenant::Key(KeyId::parse(id).unwrap());
+        Ask {
+            tenant: key.clone(),
+            caller: key,
+            tokens: 10,
+            weight: 1,
+        }
+    }
+
+    const LONG: Duration = Duration::from_secs(600);
+
+    fn waiting(line: &Arc<Line>, id: &str) -> Waiting {
+        match line.enter(ask(id), LONG) {
+            Ok(Admission::Waiting(waiting)) => waiting,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn counts(line: &Line) -> (u32, usize, usize) {
+        let state = line.lock();
+        let queue = &state.queue;
+        (queue.running(), queue.waiting(), state.waiting.len())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_place_goes_to_who_waits_and_whoever_leaves_takes_nothing_along() {
+        let line = Arc::new(Line::new(1, 8));
+        let Ok(Admission::Seated(seat)) = line.enter(ask("aaaaaaaaaaaa"), LONG) else {
+            panic!("no place");
+        };
+        let (gone, one, two) = (
+            waiting(&line, "aaaaaaaaaaaa"),
+            waiting(&line, "aaaaaaaaaaaa"),
+            waiting(&line, "aaaaaaaaaaaa"),
+        );
+        drop(gone);
+        assert_eq!(counts(&line), (1, 2, 2));
+        seat.give_back(5);
+        // Told that it may start, and gone before it heard: the next one starts.
+        assert_eq!(counts(&line), (1, 1, 1));
+        drop(one);
+        let seat = two.seat().await.unwrap();
+        assert_eq!(counts(&line), (1, 0, 0));
+        drop(seat);
+        assert_eq!(counts(&line), (0, 0, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn patience_ends_the_wait_and_what_can_not_be_met_does_not_begin() {
+        let line = Arc::new(Line::new(1, 8));
+        let _seat = line.enter(ask("aaaaaaaaaaaa"), LONG).unwrap();
+        let short = Duration::from_millis(10);
+        let refused = line.enter(ask("bbbbbbbbbbbb"), short).err();
+        assert!(
+            matches!(refused, Some(Refusal::Overloaded { .. })),
+            "{refused:?}"
+        );
+        assert_eq!(counts(&line), (1, 0, 0));
+        let Ok(Admission::Waiting(waiting)) =
+            line.enter(ask("bbbbbbbbbbbb"), Duration::from_secs(2))
+        else {
+            panic!("doesn't wait");
+        };
+        let refused = waiting.seat().await.err();
+        assert!(
+            matches!(refused, Some(Refusal::Overloaded { .. })),
+            "{refused:?}"
+        );
+        assert_eq!(counts(&line), (1, 0, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_makes_room_is_told_so() {
+        let line = Arc::new(Line::new(1, 2));
+        let _seat = line.enter(ask("aaaaaaaaaaaa"), LONG).unwrap();
+        let (_first, second) = (
+            waiting(&line, "aaaaaaaaaaaa"),
+            waiting(&line, "aaaaaaaaaaaa"),
+        );
+        let full = line.enter(ask("aaaaaaaaaaaa"), LONG).err();
+        assert!(matches!(full, Some(Refusal::QueueFull { .. })), "{full:?}");
+        let _other = waiting(&line, "bbbbbbbbbbbb");
+        let refused = second.seat().await.err();
+        assert!(
+            matches!(refused, Some(Refusal::QueueFull { .. })),
+            "{refused:?}"
+        );
+        assert_eq!(counts(&line), (1, 2, 2));
+    }
+
+    #[test]
+    fn an_sdks_time_limit_is_read_within_reason() {
+        let read = |text: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("x-stainless-timeout", text.parse().unwrap());
+            patience(&headers)
+        };
+        assert_eq!(read("600"), Some(Duration::from_secs(600)));
+        assert_eq!(read("2.5"), Some(Duration::from_millis(2500)));
+        assert_eq!(read("1e300"), Some(Duration::from_secs(86_400)));
+        for text in ["0", "-1", "NaN", "inf", "soon", ""] {
+            assert_eq!(read(text), None, "{text}");
+        }
+        assert_eq!(patience(&HeaderMap::new()), None);
+    }
+}
