@@ -17,6 +17,7 @@ use crate::check::admit::Lines;
 use crate::check::fresh::Freshness;
 use crate::limits::addresses::Failures;
 use crate::limits::memory::Memory;
+use crate::record::metrics::Metrics;
 use crate::record::slot::Slots;
 use crate::record::trail::{Strangers, Trail};
 use crate::settings::Settings;
@@ -52,6 +53,8 @@ pub struct Gateway {
     pub workers: ArcSwap<HashMap<String, ()>>,
     /// The last reload was refused: the running config is older than the file.
     pub config_stale: AtomicBool,
+    /// What is counted.
+    pub metrics: Metrics,
     /// No new call is accepted.
     pub draining: AtomicBool,
     /// Calls that hold a slot.
@@ -109,6 +112,7 @@ impl Gateway {
             strangers: Strangers::default(),
             workers: ArcSwap::default(),
             config_stale: AtomicBool::new(false),
+            metrics: Metrics::default(),
             draining: AtomicBool::new(false),
             in_flight: AtomicUsize::new(0),
             bodies: AtomicU64::new(0),

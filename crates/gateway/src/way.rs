@@ -124,6 +124,7 @@ async fn arrive(
         Ok(response) => response,
         Err(refusal) => {
             gateway.strangers.count(peer.ip(), refusal.word());
+            gateway.metrics.refused(refusal.word());
             refuse(id, &refusal)
         }
     }
@@ -153,6 +154,7 @@ impl Known<'_> {
         // Refused too often: a line a minute, no record each, so that no key can fill the disk.
         if let Err(refusal @ Refusal::TooManyRefusals { .. }) = &standing {
             gateway.strangers.count(self.peer.ip(), refusal.word());
+            gateway.metrics.refused(refusal.word());
             return refuse(self.id, refusal);
         }
         let routed = found
@@ -409,6 +411,7 @@ impl Known<'_> {
             .gateway
             .limits
             .refused(self.caller.key.id, &self.caller.policy, now);
+        self.core.gateway.metrics.refused(refusal.word());
         refuse(self.id, refusal)
     }
 

@@ -2,6 +2,13 @@
 //! and without it, in front of a model server with a fixed service time.
 //!
 //! `cargo build --profile ci --bins && cargo run --profile ci -p testkit --example fairness`; the ratio is what counts.
+#![expect(
+    clippy::disallowed_methods,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    reason = "a bench sleeps as its load does, and ends where it can't go on"
+)]
 
 use std::io::Write;
 use std::sync::Arc;

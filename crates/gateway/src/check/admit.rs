@@ -63,6 +63,16 @@ impl Lines {
         self.0.store(Arc::new(counted.collect()));
     }
 
+    /// Shows each line's model, and how many calls run and wait there.
+    pub(crate) fn each(&self, mut show: impl FnMut(&str, u32, usize)) {
+        for (model, line) in self.0.load().iter() {
+            let state = line.lock();
+            let (running, waiting) = (state.queue.running(), state.queue.waiting());
+            drop(state);
+            show(model, running, waiting);
+        }
+    }
+
     /// Lets a call of `tokens` in, or into the line.
     ///
     /// # Errors

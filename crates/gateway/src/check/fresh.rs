@@ -57,7 +57,7 @@ impl Freshness {
     }
 
     /// How long ago the store was heard.
-    fn age(&self) -> Duration {
+    pub(crate) fn age(&self) -> Duration {
         let heard = Duration::from_millis(self.heard.load(Ordering::Relaxed));
         self.start.elapsed().saturating_sub(heard)
     }

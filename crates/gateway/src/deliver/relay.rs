@@ -371,7 +371,7 @@ impl Relay {
     fn close(
         &mut self,
         ending: Ending,
-        reason: Option<&str>,
+        reason: Option<&'static str>,
         last: Bytes,
         upstream: Option<Incoming>,
     ) {

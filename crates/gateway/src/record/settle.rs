@@ -7,10 +7,11 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use rules::chain;
 use rules::ident::RequestId;
-use rules::measure::{self, Ending, Seen, Tokens};
+use rules::measure::{self, Charge, Ending, Seen, Tokens};
 use rules::policy::Policy;
 use rules::refusal::Unfit;
 use rules::snapshot::Key;
@@ -21,6 +22,7 @@ use crate::check::authenticate::{Caller, Proof};
 use crate::check::authorise::BodyMemory;
 use crate::endpoints::Endpoint;
 use crate::limits::memory::Hold;
+use crate::record::metrics::Ended;
 use crate::record::slot::{Call, Slot};
 use crate::record::trail::{Permit, blank};
 use crate::state::Gateway;
@@ -176,7 +178,12 @@ impl Account {
     }
 
     /// Ends the call: one record, on its way now.
-    pub(crate) fn close(&mut self, ending: Ending, status: u16, reason: Option<&str>) -> Written {
+    pub(crate) fn close(
+        &mut self,
+        ending: Ending,
+        status: u16,
+        reason: Option<&'static str>,
+    ) -> Written {
         let (done, written) = oneshot::channel();
         drop(self.hold.take());
         // While the delivery runs, only it knows whether an upstream has the call.
@@ -188,11 +195,21 @@ impl Account {
         if slot.is_some() {
             self.gateway.in_flight.fetch_sub(1, Ordering::Relaxed);
         }
-        let record = self.record(ending, status, reason);
-        let held = record.call.as_ref().map(|call| call.charged.total());
-        if let (Some(seat), Some(held)) = (self.seat.take(), held) {
-            seat.give_back(held);
+        let charge = measure::settle(ending, self.reserved, self.seen);
+        let record = self.record(ending, charge, status, reason);
+        if let Some(seat) = self.seat.take() {
+            seat.give_back(charge.tokens.total());
         }
+        self.gateway.metrics.ended(&Ended {
+            endpoint: self.endpoint.path,
+            model: self.model.as_ref(),
+            ending,
+            reason,
+            charge,
+            attempts: self.attempts,
+            duration: Duration::from_nanos(record.duration_ns.unwrap_or_default()),
+            first_byte: self.first_byte_ns.map(Duration::from_nanos),
+        });
         permit.send(record, move |ok| {
             // Without a record the slot stays: the next start writes one from it.
             if ok && let Some(slot) = slot {
@@ -204,9 +221,14 @@ impl Account {
         written
     }
 
-    fn record(&self, ending: Ending, status: u16, reason: Option<&str>) -> chain::Record {
+    fn record(
+        &self,
+        ending: Ending,
+        charge: Charge,
+        status: u16,
+        reason: Option<&str>,
+    ) -> chain::Record {
         let now = self.gateway.clock.unix_ns();
-        let charge = measure::settle(ending, self.reserved, self.seen);
         let good = ending == Ending::Finished && status < 400;
         chain::Record {
             reason: reason.map(str::to_owned),

@@ -49,7 +49,7 @@ impl Trail {
     /// # Errors
     /// The log can't be written, or all places are taken: the call must not begin.
     pub(crate) fn permit(&self) -> Result<Permit, Refusal> {
-        if !self.healthy.load(Ordering::Relaxed) {
+        if !self.is_healthy() {
             return Err(Refusal::RecordsUnavailable);
         }
         self.entries
@@ -60,6 +60,11 @@ impl Trail {
                 TrySendError::Full(_) => Refusal::Busy,
                 TrySendError::Closed(_) => Refusal::RecordsUnavailable,
             })
+    }
+
+    /// Whether the log can be written.
+    pub(crate) fn is_healthy(&self) -> bool {
+        self.healthy.load(Ordering::Relaxed)
     }
 
     /// A time stamp as records carry it.
