@@ -8,6 +8,7 @@
     reason = "a test's service, not a child of the server"
 )]
 
+use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -66,13 +67,71 @@ pub fn allow(url: &str, allowed: bool) {
     assert!(service.user(&words), "psql failed");
 }
 
+/// The port of another server, on 127.0.0.1: over TLS only (with this certificate and key, PEM), where the user
+/// `guan_tls` needs this password.
+///
+/// # Panics
+/// When it can't be started though it is installed, or isn't installed and must be.
+#[must_use]
+pub fn over_tls(certificate: &str, key: &str, password: &str) -> Option<u16> {
+    let service = Service::make();
+    let Some(service) = service else {
+        assert!(
+            std::env::var_os("GUAN_TEST_POSTGRES").is_none(),
+            "PostgreSQL isn't installed: apt-get install postgresql"
+        );
+        return None;
+    };
+    let data = service.data();
+    let words = "local all all trust\nhostssl all guan_tls 127.0.0.1/32 scram-sha-256\n";
+    let files = [
+        ("server.crt", certificate),
+        ("server.key", key),
+        ("pg_hba.conf", words),
+    ];
+    for (name, text) in files {
+        // Written as its own user writes it, so that owner and mode are right.
+        let path = data.join(name);
+        let script = format!("umask 077; cat > {}", path.display());
+        let mut shell = as_user(Path::new("/bin/sh"))
+            .args(["-c", &script])
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .expect("a shell runs");
+        let mut input = shell.stdin.take().expect("a pipe");
+        input.write_all(text.as_bytes()).expect("the shell reads");
+        drop(input);
+        assert!(shell.wait().expect("a shell runs").success());
+    }
+    let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let port = free.local_addr().expect("a port").port();
+    drop(free);
+    service.run(&format!(
+        "-c listen_addresses=127.0.0.1 -c port={port} -c ssl=on"
+    ));
+    let (socket, port_text) = (service.dir.path().display().to_string(), port.to_string());
+    let word = format!("CREATE ROLE guan_tls LOGIN SUPERUSER PASSWORD '{password}'");
+    assert!(service.user(&[
+        "psql", "-q", "-h", &socket, "-p", &port_text, "-U", "guan", "-d", "postgres", "-c", &word,
+    ]));
+    // It ends with this process, and removes its folder then.
+    std::mem::forget(service);
+    Some(port)
+}
+
 fn service() -> Option<&'static Service> {
     static SERVICE: OnceLock<Option<Service>> = OnceLock::new();
-    SERVICE.get_or_init(Service::start).as_ref()
+    let start = || {
+        let service = Service::make()?;
+        service.run("-c listen_addresses=''");
+        Some(service)
+    };
+    SERVICE.get_or_init(start).as_ref()
 }
 
 impl Service {
-    fn start() -> Option<Self> {
+    /// A folder with an empty cluster.
+    fn make() -> Option<Self> {
         let mut versions: Vec<PathBuf> = std::fs::read_dir("/usr/lib/postgresql")
             .ok()?
             .filter_map(|entry| Some(entry.ok()?.path().join("bin")))
@@ -95,23 +154,20 @@ impl Service {
         let data = service.data();
         let data = data.to_str().expect("PostgreSQL's tools run");
         assert!(service.user(&["initdb", "-A", "trust", "-U", "guan", "-N", "-D", data]));
-        let socket = service.dir.path().display();
-        let options =
-            format!("-c listen_addresses='' -c unix_socket_directories='{socket}' -c fsync=off");
-        let log = service.dir.path().join("log");
-        assert!(service.user(&[
-            "pg_ctl",
-            "start",
-            "-w",
-            "-D",
-            data,
-            "-l",
-            log.to_str().expect("PostgreSQL's tools run"),
-            "-o",
-            &options,
-        ]));
-        service.end_with_this_process();
         Some(service)
+    }
+
+    /// Starts the server; it ends with this process.
+    fn run(&self, more: &str) {
+        let socket = self.dir.path().display();
+        let options = format!("{more} -c unix_socket_directories='{socket}' -c fsync=off");
+        let (data, log) = (self.data(), self.dir.path().join("log"));
+        let text = |path: &Path| path.to_str().expect("PostgreSQL's tools run").to_owned();
+        let (data, log) = (text(&data), text(&log));
+        assert!(self.user(&[
+            "pg_ctl", "start", "-w", "-D", &data, "-l", &log, "-o", &options
+        ]));
+        self.end_with_this_process();
     }
 
     fn data(&self) -> PathBuf {

@@ -71,6 +71,58 @@ async fn a_server_that_isnt_there_is_said_so() {
     assert!(matches!(fault, StoreFault::Unreachable(_)), "{fault}");
 }
 
+/// A certificate for a name, and its key, PEM.
+fn certificate(name: &str) -> (String, String) {
+    let made = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
+    (made.cert.pem(), made.signing_key.serialize_pem())
+}
+
+#[tokio::test]
+async fn a_server_over_the_network_must_show_its_name_and_hear_the_password() {
+    let (shown, key) = certificate("localhost");
+    let Some(port) = testkit::postgres::over_tls(&shown, &key, "hunter2") else {
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let (right, wrong) = (dir.path().join("right.pem"), dir.path().join("wrong.pem"));
+    std::fs::write(&right, shown).unwrap();
+    std::fs::write(&wrong, certificate("localhost").0).unwrap();
+    let opened = |host: &str, more: String, password: Option<&str>| {
+        let target = Target::Postgres(Server {
+            url: format!("postgres://guan_tls@{host}:{port}/postgres?{more}"),
+            password: password.map(|text| text.to_owned().into()),
+        });
+        async move { Store::open_within(&target, Duration::from_secs(5)).await }
+    };
+    let root = |path: &std::path::Path| format!("sslrootcert={}", path.display());
+    // The name is resolved, its certificate verified without being told to, the password sent by SCRAM.
+    let store = opened("localhost", root(&right), Some("hunter2"))
+        .await
+        .unwrap();
+    store.add_facts(&[("x", b"1")]).await.unwrap();
+    store.close().await;
+    for (host, more, password) in [
+        ("localhost", root(&wrong), Some("hunter2")),
+        ("localhost", String::new(), Some("hunter2")),
+        (
+            "127.0.0.1",
+            "sslmode=verify-full&".to_owned() + &root(&right),
+            Some("hunter2"),
+        ),
+        ("localhost", "sslmode=disable".to_owned(), Some("hunter2")),
+        ("localhost", root(&right), Some("hunter3")),
+        ("localhost", root(&right), None),
+    ] {
+        let fault = opened(host, more.clone(), password).await.unwrap_err();
+        let said = fault.to_string();
+        assert!(!said.contains("hunter"), "{said}");
+        assert!(
+            matches!(fault, StoreFault::Unreachable(_) | StoreFault::Denied(_)),
+            "{host} {more}: {said}"
+        );
+    }
+}
+
 #[tokio::test]
 async fn a_revocation_on_one_node_is_heard_on_the_other_within_a_second() {
     let Some(target) = postgres() else {
