@@ -115,7 +115,7 @@ pub fn over_tls(certificate: &str, key: &str, password: &str) -> Option<u16> {
         "psql", "-q", "-h", &socket, "-p", &port_text, "-U", "guan", "-d", "postgres", "-c", &word,
     ]));
     // It ends with this process, and removes its folder then.
-    std::mem::forget(service);
+    Box::leak(Box::new(service));
     Some(port)
 }
 
