@@ -63,7 +63,7 @@ pub struct Model {
     /// When it was made known, seconds since 1970, for `/v1/models`.
     pub created: i64,
     /// Calls that may run at the same time, all replicas together; `None`: not counted, so nobody waits here.
-    pub places: Option<u32>,
+    pub places: Option<Places>,
     /// Calls that may wait for a place.
     pub queue: usize,
     /// How long a call may wait for a place.
@@ -72,6 +72,24 @@ pub struct Model {
     pub replicas: Vec<Replica>,
     /// Time limits.
     pub timeouts: Timeouts,
+}
+
+/// How many calls a model's replicas take together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Places {
+    /// So many; where they are learned, to begin with.
+    pub count: u32,
+    /// Learned from how long first tokens take.
+    pub learned: bool,
+}
+
+/// What a replica is given at the same time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Concurrency {
+    /// So many calls.
+    Fixed(u32),
+    /// As many as it turns out to take.
+    Learned,
 }
 
 /// One place where a model runs.
@@ -86,7 +104,7 @@ pub struct Replica {
     /// The upstream's own credential, sent as `Authorization: Bearer`.
     pub key: Option<Secret>,
     /// Calls that it is given at the same time; `None`: not counted.
-    pub concurrency: Option<u32>,
+    pub concurrency: Option<Concurrency>,
     /// Set when the supervisor runs it: calls wait for its `Ready`.
     pub worker: Option<String>,
 }

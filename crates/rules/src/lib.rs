@@ -12,6 +12,7 @@ pub mod network;
 pub mod policy;
 pub mod limit;
 pub mod queue;
+pub mod adapt;
 pub mod measure;
 pub mod refusal;
 pub mod chain;

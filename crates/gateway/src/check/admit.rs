@@ -12,13 +12,14 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use http::HeaderMap;
+use rules::adapt::{Adaptive, Told};
 use rules::key::KeyId;
 use rules::queue::{Ask, Entered, Place, Queue, Ticket};
 use rules::refusal::Refusal;
 use tokio::sync::oneshot;
 
 use crate::check::authenticate::Caller;
-use crate::settings::{Model, Settings};
+use crate::settings::{Model, Places, Settings};
 
 /// Who shares a model's places: a project, or a key without one.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -41,6 +42,8 @@ pub(crate) struct Line {
 #[derive(Debug)]
 struct State {
     queue: Queue<Tenant>,
+    /// Where the places are learned.
+    adaptive: Option<Adaptive>,
     /// Who is told `true` when he may start, `false` when he had to make room.
     waiting: HashMap<Ticket, oneshot::Sender<bool>>,
 }
@@ -103,11 +106,12 @@ impl Lines {
 }
 
 impl Line {
-    fn new(places: u32, most_waiting: usize) -> Self {
+    fn new(places: Places, most_waiting: usize) -> Self {
         Self {
             start: Instant::now(),
             state: Mutex::new(State {
-                queue: Queue::new(places, most_waiting),
+                queue: Queue::new(places.count, most_waiting),
+                adaptive: learner(places),
                 waiting: HashMap::new(),
             }),
         }
@@ -145,15 +149,26 @@ impl Line {
         }
     }
 
-    fn resize(&self, places: u32, most_waiting: usize) {
+    fn resize(&self, places: Places, most_waiting: usize) {
         let mut state = self.lock();
-        if state.queue.places() == places && state.queue.most_waiting() == most_waiting {
-            return;
+        if places.learned != state.adaptive.is_some() {
+            state.adaptive = learner(places);
         }
-        let mut started = Vec::new();
-        let now = self.now();
-        state.queue.resize(places, most_waiting, now, &mut started);
-        state.tell(&started);
+        let learned = state.adaptive.as_ref().map(Adaptive::limit);
+        let count = learned.unwrap_or(places.count);
+        state.resize(count, most_waiting, self.now());
+    }
+
+    /// Learns from a call that started at `started`.
+    fn learn(&self, told: Told, started: u64) {
+        let mut state = self.lock();
+        let (now, running) = (self.now(), state.queue.running());
+        let Some(adaptive) = &mut state.adaptive else {
+            return;
+        };
+        adaptive.learn(told, started, now, running);
+        let (limit, most_waiting) = (adaptive.limit(), state.queue.most_waiting());
+        state.resize(limit, most_waiting, now);
     }
 
     fn leave(&self, ticket: Ticket, tokens: Option<u64>) {
@@ -175,6 +190,15 @@ impl Line {
 }
 
 impl State {
+    fn resize(&mut self, places: u32, most_waiting: usize, now: u64) {
+        if self.queue.places() == places && self.queue.most_waiting() == most_waiting {
+            return;
+        }
+        let mut started = Vec::new();
+        self.queue.resize(places, most_waiting, now, &mut started);
+        self.tell(&started);
+    }
+
     fn tell(&mut self, started: &[Ticket]) {
         for ticket in started {
             if let Some(turn) = self.waiting.remove(ticket) {
@@ -183,6 +207,12 @@ impl State {
             }
         }
     }
+}
+
+/// What learns a model's places, between one and many for each that it begins with.
+fn learner(places: Places) -> Option<Adaptive> {
+    let most = places.count.saturating_mul(LEARN_UP_TO);
+    places.learned.then(|| Adaptive::new(places.count, 1, most))
 }
 
 /// How a call was let in.
@@ -233,7 +263,10 @@ impl Waiting {
     async fn seat(mut self) -> Result<Seat, Refusal> {
         let told = tokio::time::timeout_at(self.until, &mut self.turn).await;
         match told {
-            Ok(Ok(true)) => Ok(self.seat),
+            Ok(Ok(true)) => {
+                self.seat.since = self.seat.line.now();
+                Ok(self.seat)
+            }
             Ok(Ok(false) | Err(_)) => Err(Refusal::QueueFull {
                 retry: self.seat.line.lock().queue.wait_of_next(),
             }),
@@ -253,6 +286,8 @@ impl Waiting {
 pub(crate) struct Seat {
     line: Arc<Line>,
     ticket: Ticket,
+    /// When the place was given, on the line's clock.
+    since: u64,
     /// What the call held in the end.
     tokens: Option<u64>,
 }
@@ -262,8 +297,20 @@ impl Seat {
         Self {
             line: Arc::clone(line),
             ticket,
+            since: line.now(),
             tokens: None,
         }
+    }
+
+    /// The first token of a stream came now.
+    pub(crate) fn first_token(&self) {
+        let ms = self.line.now().saturating_sub(self.since);
+        self.line.learn(Told::FirstToken { ms }, self.since);
+    }
+
+    /// The server had too much: it said so, or didn't answer in time.
+    pub(crate) fn too_much(&self) {
+        self.line.learn(Told::TooMuch, self.since);
     }
 
     /// Gives the place back after a call that held so many tokens.
@@ -306,6 +353,9 @@ impl Begun {
     }
 }
 
+/// By how much learned places may exceed those that they begin with: 8 become 1024.
+const LEARN_UP_TO: u32 = 128;
+
 /// How long the client says that it will wait: official SDKs tell their time limit in seconds.
 pub(crate) fn patience(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get("x-stainless-timeout")?.to_str().ok()?;
@@ -330,6 +380,11 @@ mod tests {
         }
     }
 
+    const ONE: Places = Places {
+        count: 1,
+        learned: false,
+    };
+
     const LONG: Duration = Duration::from_secs(600);
 
     fn waiting(line: &Arc<Line>, id: &str) -> Waiting {
@@ -347,7 +402,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_place_goes_to_who_waits_and_whoever_leaves_takes_nothing_along() {
-        let line = Arc::new(Line::new(1, 8));
+        let line = Arc::new(Line::new(ONE, 8));
         let Ok(Admission::Seated(seat)) = line.enter(ask("aaaaaaaaaaaa"), LONG) else {
             panic!("no place");
         };
@@ -370,7 +425,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn patience_ends_the_wait_and_what_can_not_be_met_does_not_begin() {
-        let line = Arc::new(Line::new(1, 8));
+        let line = Arc::new(Line::new(ONE, 8));
         let _seat = line.enter(ask("aaaaaaaaaaaa"), LONG).unwrap();
         let short = Duration::from_millis(10);
         let refused = line.enter(ask("bbbbbbbbbbbb"), short).err();
@@ -394,7 +449,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_makes_room_is_told_so() {
-        let line = Arc::new(Line::new(1, 2));
+        let line = Arc::new(Line::new(ONE, 2));
         let _seat = line.enter(ask("aaaaaaaaaaaa"), LONG).unwrap();
         let (_first, second) = (
             waiting(&line, "aaaaaaaaaaaa"),
@@ -409,6 +464,36 @@ mod tests {
             "{refused:?}"
         );
         assert_eq!(counts(&line), (1, 2, 2));
+    }
+
+    #[test]
+    fn learned_places_grow_with_fast_tokens_and_shrink_when_it_is_too_much() {
+        let learned = Places {
+            count: 4,
+            learned: true,
+        };
+        let line = Arc::new(Line::new(learned, 8));
+        let seat = |line: &Arc<Line>| match line.enter(ask("aaaaaaaaaaaa"), LONG) {
+            Ok(Admission::Seated(seat)) => seat,
+            other => panic!("{other:?}"),
+        };
+        let seats: Vec<_> = (0..4).map(|_| seat(&line)).collect();
+        let mut next = waiting(&line, "aaaaaaaaaaaa");
+        assert!(next.turn.try_recv().is_err());
+        for _ in 0..100 {
+            seats[0].first_token();
+        }
+        assert_eq!(next.turn.try_recv(), Ok(true));
+        let before = line.lock().queue.places();
+        assert!(before > 4, "{before}");
+        seats[1].too_much();
+        assert!(line.lock().queue.places() < before);
+        // A reload that says the same forgets nothing; one that counts them does.
+        let now = line.lock().queue.places();
+        line.resize(learned, 8);
+        assert_eq!(line.lock().queue.places(), now);
+        line.resize(ONE, 8);
+        assert_eq!(line.lock().queue.places(), 1);
     }
 
     #[test]

@@ -19,7 +19,7 @@ use wire::sse::{self, Frame, Splitter};
 use crate::check::admit::Queued;
 use crate::deliver::forward::{Delivered, refusal, said};
 use crate::door::accept::Core;
-use crate::record::settle::{Account, Written};
+use crate::record::settle::{Account, CLIENT_STALLED, Written};
 use crate::refuse::error_bytes;
 use crate::settings::{Replica, Timeouts};
 use crate::upstream::client::{Fault, Incoming};
@@ -182,7 +182,7 @@ impl Relay {
         let running = matches!(self.source, Source::Waiting(_) | Source::Flowing(_));
         if stalled && running {
             let last = failure(&Refusal::UpstreamTimeout);
-            self.close(Ending::TimedOut, Some("client-stalled"), last, None);
+            self.close(Ending::TimedOut, Some(CLIENT_STALLED), last, None);
         }
     }
 

@@ -30,6 +30,9 @@ use crate::state::Gateway;
 /// Text events between two writes of a slot.
 const EVERY: u64 = measure::SLOT_STEP;
 
+/// Why a call ended whose client left ready bytes unread.
+pub(crate) const CLIENT_STALLED: &str = "client-stalled";
+
 /// A call that has begun.
 pub(crate) struct Account {
     gateway: Arc<Gateway>,
@@ -141,6 +144,12 @@ impl Account {
 
     /// One event with text was received; the slot is written again now and then.
     pub(crate) fn text_event(&mut self) {
+        if self.seen.text_events == 0
+            && self.stream
+            && let Some(seat) = &self.seat
+        {
+            seat.first_token();
+        }
         self.seen.text_events = self.seen.text_events.saturating_add(1);
         if self.seen.text_events.is_multiple_of(EVERY)
             && let Some(slot) = &self.slot
@@ -198,6 +207,11 @@ impl Account {
         let charge = measure::settle(ending, self.reserved, self.seen);
         let record = self.record(ending, charge, status, reason);
         if let Some(seat) = self.seat.take() {
+            let said_so = ending == Ending::UpstreamFailed && matches!(status, 429 | 503);
+            let in_time = ending != Ending::TimedOut || reason == Some(CLIENT_STALLED);
+            if said_so || !in_time {
+                seat.too_much();
+            }
             seat.give_back(charge.tokens.total());
         }
         self.gateway.metrics.ended(&Ended {

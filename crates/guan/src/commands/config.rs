@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 use control::seal::Kms;
 use control::store::Target;
-use gateway::settings::OnRevoke;
+use gateway::settings::{Concurrency, OnRevoke};
 use rules::policy::Models;
 
 use super::{Failure, Places, say};
@@ -273,6 +273,11 @@ fn render_model(out: &mut String, model: &gateway::settings::Model, config: &Con
             )
             .ok();
         }
+        match replica.concurrency {
+            Some(Concurrency::Fixed(n)) => writeln!(out, "concurrency = {n}").ok(),
+            Some(Concurrency::Learned) => writeln!(out, "concurrency = \"auto\"").ok(),
+            None => None,
+        };
         if replica.key.is_some() {
             out.push_str("# key: set, not shown\n");
         }

@@ -138,5 +138,13 @@ pub(super) struct Replica {
     pub(super) context_tokens: Option<i64>,
     pub(super) threads: Option<i64>,
     pub(super) parallel: Option<i64>,
-    pub(super) concurrency: Option<i64>,
+    pub(super) concurrency: Option<Concurrency>,
+}
+
+/// `concurrency`: a number, or a word.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+pub(super) enum Concurrency {
+    Number(i64),
+    Word(String),
 }

@@ -7,7 +7,7 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use gateway::settings::{Model, Replica, Secret, Target, Timeouts};
+use gateway::settings::{Concurrency, Model, Places, Replica, Secret, Target, Timeouts};
 use wire::openai::{Dialect, UnknownFields};
 
 use super::super::{Place, Seat, reference, upstream, written};
@@ -133,20 +133,50 @@ fn one(
 }
 
 /// Calls that a model's replicas take together; `None` when one of them counts none.
-fn places(judge: &mut Judge, seat: &Seat, replicas: &[written::Replica]) -> Option<u32> {
-    let mut places = Some(0_u32);
+fn places(judge: &mut Judge, seat: &Seat, replicas: &[written::Replica]) -> Option<Places> {
+    let mut places = Some(Places {
+        count: 0,
+        learned: false,
+    });
     for (n, replica) in replicas.iter().enumerate() {
         let seat = seat.key("replicas").index(n);
         let own = if replica.engine.is_some() {
             let parallel = judge.number(&seat, "parallel", replica.parallel, &PARALLEL);
-            Some(parallel.unwrap_or(ENGINE_PARALLEL))
+            let parallel = parallel.unwrap_or(ENGINE_PARALLEL);
+            u32::try_from(parallel).ok().map(Concurrency::Fixed)
         } else {
-            judge.number(&seat, "concurrency", replica.concurrency, &(1..=100_000))
+            concurrency(judge, &seat, replica.concurrency.as_ref())
         };
-        let own = own.and_then(|n| u32::try_from(n).ok());
-        places = places.zip(own).map(|(sum, own)| sum.saturating_add(own));
+        places = places.zip(own).map(|(sum, own)| {
+            let (more, learned) = match own {
+                Concurrency::Fixed(more) => (more, false),
+                Concurrency::Learned => (LEARN_FROM, true),
+            };
+            Places {
+                count: sum.count.saturating_add(more),
+                learned: sum.learned || learned,
+            }
+        });
     }
-    places.filter(|sum| *sum > 0)
+    places.filter(|sum| sum.count > 0)
+}
+
+fn concurrency(
+    judge: &mut Judge,
+    seat: &Seat,
+    written: Option<&written::Concurrency>,
+) -> Option<Concurrency> {
+    match written? {
+        written::Concurrency::Number(n) => {
+            let n = judge.number(seat, "concurrency", Some(*n), &(1..=100_000));
+            n.and_then(|n| u32::try_from(n).ok())
+                .map(Concurrency::Fixed)
+        }
+        written::Concurrency::Word(word) => {
+            judge.word(seat, "concurrency", word, &["auto"]);
+            Some(Concurrency::Learned)
+        }
+    }
 }
 
 fn kind(judge: &mut Judge, seat: &Seat, written: Option<&str>, on_engine: bool) -> Dialect {
@@ -318,7 +348,11 @@ fn remote(
         target: read.target,
         base_path: read.base_path,
         key,
-        concurrency: written.concurrency.and_then(|n| u32::try_from(n).ok()),
+        concurrency: match written.concurrency {
+            Some(written::Concurrency::Number(n)) => u32::try_from(n).ok().map(Concurrency::Fixed),
+            Some(written::Concurrency::Word(_)) => Some(Concurrency::Learned),
+            None => None,
+        },
         worker: None,
     })
 }
@@ -391,6 +425,9 @@ const QUEUE: usize = 512;
 
 /// Calls that a worker runs at the same time if the file doesn't say: `guan-engine`'s own default.
 const ENGINE_PARALLEL: u64 = 4;
+
+/// Calls that a replica is given at first where `concurrency` is learned.
+const LEARN_FROM: u32 = 8;
 
 /// What the worker takes.
 const PARALLEL: std::ops::RangeInclusive<u64> = 1..=64;
