@@ -107,6 +107,14 @@ need_cargo() {
   die "cargo is missing. Install Rust from https://rustup.rs, then start again."
 }
 
+# build_pkcs11 PROFILE: guan-pkcs11, beside the other programs. It loads modules with dlopen, so it is built by itself and
+# without the `+crt-static` of .cargo/config.toml, which RUSTFLAGS replaces; nothing else is built anew for it.
+build_pkcs11() {
+  local cpu=''
+  [[ $(uname -m) != x86_64 ]] || cpu='-C target-cpu=x86-64-v3'
+  RUSTFLAGS=$cpu cargo build --locked --profile "$1" -p pkcs11 --features modules
+}
+
 # built PROFILE_FOLDER -> where cargo puts this machine's binaries
 built() {
   local triple

@@ -82,6 +82,7 @@ pub fn router(state: ApiState) -> Router {
         .route("/admin/v1/projects/{id}", get(projects::show))
         .route("/admin/v1/projects/{id}/enable", post(projects::enable))
         .route("/admin/v1/projects/{id}/disable", post(projects::disable))
+        .route("/admin/v1/secrets", get(secrets::status))
         .route("/admin/v1/secrets/seal", post(secrets::seal))
         .route("/admin/v1/secrets/rewrap", post(secrets::rewrap))
         .route("/admin/v1/usage", get(usage::usage))

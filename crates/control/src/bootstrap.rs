@@ -172,9 +172,12 @@ pub async fn init(
     // A key service that doesn't answer must not leave a half-made folder either.
     let mut made = match kms {
         Kms::File(_) => None,
-        Kms::Vault(_) | Kms::Aws(_) | Kms::Aliyun(_) if joins => None,
-        Kms::Vault(_) | Kms::Aws(_) | Kms::Aliyun(_) => {
-            Some(Envelope::make(&*kms.provider()?).await?)
+        Kms::Vault(_) | Kms::Aws(_) | Kms::Aliyun(_) | Kms::Pkcs11(_) => {
+            if joins {
+                None
+            } else {
+                Some(Envelope::make(&*kms.provider()?).await?)
+            }
         }
     };
     place.make_folders(data)?;

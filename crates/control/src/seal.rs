@@ -13,6 +13,8 @@ mod data_key;
 mod envelope;
 mod fault;
 pub mod file;
+mod health;
+pub mod pkcs11;
 pub mod vault;
 
 use std::fmt;
@@ -27,6 +29,7 @@ use zeroize::Zeroizing;
 pub use envelope::{Envelope, SEALED};
 pub(crate) use envelope::{FACT, Made, PEPPER, read, written};
 pub use fault::SealFault;
+pub use health::{Health, KmsState};
 
 /// What a provider answers, in its own time.
 pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, SealFault>> + Send + 'a>>;
@@ -98,6 +101,8 @@ pub enum Kms {
     Aws(aws::Settings),
     /// Alibaba Cloud KMS.
     Aliyun(aliyun::Settings),
+    /// A PKCS#11 token.
+    Pkcs11(pkcs11::Settings),
 }
 
 impl Kms {
@@ -115,6 +120,7 @@ impl Kms {
             Self::Vault(_) => vault::NAME,
             Self::Aws(_) => aws::NAME,
             Self::Aliyun(_) => aliyun::NAME,
+            Self::Pkcs11(_) => pkcs11::NAME,
         }
     }
 
@@ -128,6 +134,7 @@ impl Kms {
             Self::Vault(settings) => Box::new(vault::Transit::new(settings.clone())),
             Self::Aws(settings) => Box::new(aws::Kms::new(settings.clone())),
             Self::Aliyun(settings) => Box::new(aliyun::Kms::new(settings.clone())),
+            Self::Pkcs11(settings) => Box::new(pkcs11::Token::new(settings.clone())),
         })
     }
 }
@@ -143,7 +150,9 @@ impl Secret {
         Self(text)
     }
 
-    fn text(&self) -> &str {
+    /// For whoever hands it on to where it is needed.
+    #[must_use]
+    pub fn text(&self) -> &str {
         &self.0
     }
 }

@@ -6,16 +6,19 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
+use aws_lc_rs::rand;
 use rules::chain::{Entry, Record};
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::sync::mpsc::Sender;
+use tokio::time::Instant;
 
 use crate::audit_log::{self, AuditFault};
-use crate::clock::Clock;
+use crate::clock::{self, Clock};
 use crate::seal::file::{FILE_NAME, Kek};
-use crate::seal::{Envelope, FACT, Kms, Provider, SealFault};
+use crate::seal::{Envelope, FACT, Health, Kms, KmsState, Provider, SealFault};
 use crate::store::{Store, StoreFault};
 
 /// `[kms]` of the config file as it is now.
@@ -30,6 +33,25 @@ pub struct Secrets {
     clock: Clock,
     kms: KmsNow,
     folder: PathBuf,
+    health: Health,
+}
+
+/// How secrets are kept, and whether the key service is there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Status {
+    /// The provider that wrapped the data key.
+    pub provider: String,
+    /// Its key.
+    pub key_id: String,
+    /// The key's version, where the provider says it.
+    pub version: Option<String>,
+    /// The data key's id.
+    pub data_key: String,
+    /// `[kms]` names another provider or key: a rewrap is due.
+    pub rewrap_due: bool,
+    /// As the key service was last seen.
+    #[serde(flatten)]
+    pub kms: KmsState,
 }
 
 /// How a data key was wrapped, and how it is now.
@@ -74,7 +96,7 @@ pub enum SecretsFault {
 impl Secrets {
     /// With everything an act touches; `folder` is `secrets/`.
     #[must_use]
-    pub const fn new(
+    pub fn new(
         envelope: Envelope,
         store: Store,
         audit: Sender<Entry>,
@@ -82,7 +104,10 @@ impl Secrets {
         kms: KmsNow,
         folder: PathBuf,
     ) -> Self {
+        // Whoever has an envelope has just had it opened.
+        let health = Health::opened(clock::seconds(clock()));
         Self {
+            health,
             envelope,
             store,
             audit,
@@ -100,13 +125,73 @@ impl Secrets {
         if !(1..=LONGEST).contains(&plain.len()) || !plain.bytes().all(|b| b.is_ascii_graphic()) {
             return Err(SecretsFault::Value);
         }
-        self.envelope
-            .check(&self.store, &(self.kms)(), &self.folder)
-            .await?;
+        self.look().await?;
         let sealed = self.envelope.seal_value(plain)?;
         let said = json!({ "data_key": self.envelope.id() });
         audit_log::record(&self.audit, self.act("secret-seal", actor, said)).await?;
         Ok(sealed)
+    }
+
+    /// What is known of the key service.
+    #[must_use]
+    pub const fn health(&self) -> &Health {
+        &self.health
+    }
+
+    /// Asks the key service whether it still opens the data key, and notes what it says.
+    ///
+    /// # Errors
+    /// [`SealFault`].
+    pub async fn look(&self) -> Result<(), SealFault> {
+        let (kms, at) = ((self.kms)(), clock::seconds((self.clock)()));
+        let seen = self.envelope.check(&self.store, &kms, &self.folder).await;
+        self.health.note(&seen, at);
+        seen
+    }
+
+    /// Looks again and again, each time a while (`every`, more often while it is away) and up to a tenth more after
+    /// the look before: nodes that started together don't ask together.
+    pub async fn watch(self, every: impl Fn() -> Duration) -> ! {
+        loop {
+            let (looked, share) = (Instant::now(), share());
+            // In short steps: what the config file says meanwhile holds at once.
+            loop {
+                let pause = if self.health.state().reachable {
+                    every()
+                } else {
+                    every().min(WHILE_AWAY)
+                };
+                let left = with_jitter(pause, share).saturating_sub(looked.elapsed());
+                if left.is_zero() {
+                    break;
+                }
+                tokio::time::sleep(left.min(STEP)).await;
+            }
+            // What it gives is noted, which is the point.
+            drop(self.look().await);
+        }
+    }
+
+    /// How secrets are kept now.
+    ///
+    /// # Errors
+    /// [`SecretsFault`].
+    pub async fn status(&self) -> Result<Status, SecretsFault> {
+        let kept = self.store.fact(FACT).await?.ok_or(SealFault::NoDataKey)?;
+        let kept = crate::seal::read(&kept)?;
+        let kms = (self.kms)();
+        let rewrap_due = kms.name() != kept.provider
+            || kms
+                .provider()
+                .is_ok_and(|provider| provider.key_id() != kept.key_id);
+        Ok(Status {
+            provider: kept.provider,
+            key_id: kept.key_id,
+            version: kept.version,
+            data_key: self.envelope.id(),
+            rewrap_due,
+            kms: self.health.state(),
+        })
     }
 
     /// Wraps the data key with what `[kms]` names now: another provider, another key, or a newer version of it. What
@@ -125,9 +210,14 @@ impl Secrets {
             {
                 Box::new(Kek::create(folder)?)
             }
-            Kms::File(_) | Kms::Vault(_) | Kms::Aws(_) | Kms::Aliyun(_) => kms.provider()?,
+            Kms::File(_) | Kms::Vault(_) | Kms::Aws(_) | Kms::Aliyun(_) | Kms::Pkcs11(_) => {
+                kms.provider()?
+            }
         };
-        let wrapped = self.envelope.wrapped_by(&*provider).await?;
+        let wrapped = self.envelope.wrapped_by(&*provider).await;
+        let seen = wrapped.as_ref().map(drop).map_err(Clone::clone);
+        self.health.note(&seen, clock::seconds((self.clock)()));
+        let wrapped = wrapped?;
         let new = crate::seal::written(&wrapped);
         let pending = self.store.change_facts(&[], &[(FACT, &old, &new)]).await;
         let pending = pending.map_err(|fault| match fault {
@@ -177,6 +267,26 @@ impl fmt::Debug for Secrets {
     }
 }
 
+/// A random byte. Without randomness all nodes ask at the same time, which does no harm.
+fn share() -> u8 {
+    let mut byte = [0_u8];
+    let _drawn = rand::fill(&mut byte);
+    let [byte] = byte;
+    byte
+}
+
+/// A pause and up to a tenth of it more.
+fn with_jitter(pause: Duration, share: u8) -> Duration {
+    let tenth = u64::try_from(pause.as_millis() / 10).unwrap_or(u64::MAX);
+    pause.saturating_add(Duration::from_millis(
+        tenth.saturating_mul(u64::from(share)) / 256,
+    ))
+}
+
+/// How late a change of the pause may be seen.
+const STEP: Duration = Duration::from_secs(1);
+/// How often a key service that is away is asked, at least.
+const WHILE_AWAY: Duration = Duration::from_secs(10);
 /// No header carries more, bytes.
 const LONGEST: usize = 16 << 10;
 

@@ -177,7 +177,7 @@ impl Glance {
     /// # Errors
     /// What is wrong with `[kms]`.
     pub(crate) fn kms(&self, data: &Path) -> Result<control::seal::Kms, String> {
-        meant::kms::provider(&self.kms, data, &environment)
+        meant::kms::provider(&self.kms, data, &environment, crate::token::Reach::Own)
             .map(|(kms, _variables)| kms)
             .map_err(|(key, why)| format!("{key} in [kms] {why}"))
     }

@@ -8,6 +8,7 @@ mod config;
 mod folder;
 mod journal;
 mod supervisor;
+mod token;
 mod wiring;
 
 fn main() -> ExitCode {

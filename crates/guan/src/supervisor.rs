@@ -27,6 +27,7 @@ mod signals;
 mod watch;
 mod welcome;
 mod talk;
+mod token;
 mod finish;
 
 pub(crate) use start::engine_program;
@@ -51,7 +52,7 @@ pub(crate) fn run(places: &Places) -> Result<(), Failure> {
     if !places.config.exists() {
         start::init(&folder, places, Some(&start::only_model(&folder)?))?;
     }
-    let (text, config) = start::read(&folder, &places.config, unix_seconds())?;
+    let (text, config) = start::read(&folder, &places.config)?;
     let cores = std::thread::available_parallelism()
         .map_or(1, usize::from)
         .min(MOST_LISTENERS);
@@ -71,6 +72,7 @@ pub(crate) fn run(places: &Places) -> Result<(), Failure> {
         listeners,
         admin,
         workers: Vec::new(),
+        token: None,
         gateway: Life::Waits(Instant::now()),
         deaths: pause::Deaths::default(),
         signals,
@@ -89,7 +91,7 @@ pub(crate) fn run(places: &Places) -> Result<(), Failure> {
 }
 
 /// The variables that a child gets: those about logs and those in `also`.
-fn passed_env(also: impl IntoIterator<Item = String>) -> Vec<(OsString, OsString)> {
+pub(crate) fn passed_env(also: impl IntoIterator<Item = String>) -> Vec<(OsString, OsString)> {
     let always = [
         "GUAN_LOG",
         "RUST_LOG",
@@ -117,6 +119,8 @@ struct Supervisor {
     listeners: listen::Listeners,
     admin: UnixListener,
     workers: Vec<Worker>,
+    /// `guan-pkcs11`, while `[kms]` needs it.
+    token: Option<token::Token>,
     gateway: Life,
     deaths: pause::Deaths,
     signals: signals::Signals,
@@ -149,11 +153,14 @@ enum Source {
     GatewayEnd,
     Line(usize),
     WorkerEnd(usize),
+    TokenEnd,
 }
 
 impl Supervisor {
     /// The first gateway and all workers.
     fn start_all(&mut self) -> Result<(), Failure> {
+        // First, since a gateway can't start before its data key is open.
+        self.token = token::Token::start(&self.config.kms, &self.folder, Instant::now())?;
         self.start_gateway()?;
         if self.config.engines.is_empty() {
             return Ok(());
@@ -192,6 +199,11 @@ impl Supervisor {
                     Source::Line(n) => self.worker_turn(n, Worker::hear)?,
                     Source::WorkerEnd(n) => {
                         self.worker_turn(n, |worker| worker.reap(Instant::now()))?;
+                    }
+                    Source::TokenEnd => {
+                        if let Some(token) = &mut self.token {
+                            token.reap(Instant::now());
+                        }
                     }
                 }
             }
@@ -238,6 +250,8 @@ impl Supervisor {
                     .map(|fd| (Source::WorkerEnd(n), fd, PollFlags::IN)),
             );
         }
+        let token = self.token.as_ref().and_then(token::Token::end_fd);
+        waits.extend(token.map(|fd| (Source::TokenEnd, fd, PollFlags::IN)));
         let mut polled: Vec<PollFd<'_>> = waits
             .iter()
             .map(|(_, fd, flags)| PollFd::from_borrowed_fd(*fd, *flags))
@@ -273,6 +287,7 @@ impl Supervisor {
             .chain(gateway)
             .chain(self.reload_at)
             .chain(self.kill_at)
+            .chain(self.token.as_ref().and_then(token::Token::wakes_at))
             .min()
     }
 
@@ -296,6 +311,9 @@ impl Supervisor {
                 .child
                 .kill(Signal::KILL)
                 .map_err(|e| Failure::new(format!("the gateway can't be killed: {e}")))?;
+        }
+        if let Some(token) = &mut self.token {
+            token.wake(now);
         }
         let count = if self.stops == 0 {
             self.workers.len()

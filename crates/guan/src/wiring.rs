@@ -42,6 +42,10 @@ use wire::control::{Decoder, Start, ToGateway, ToSupervisor, WorkerState, encode
 use crate::config::reference::Opener;
 use crate::config::{self, Config};
 
+mod reload;
+
+use reload::{Asking, read_config};
+
 /// The descriptor of the supervisor's socket.
 const CONTROL: i32 = 3;
 
@@ -129,8 +133,8 @@ struct House {
     store: Store,
     secrets: Secrets,
     envelope: Envelope,
-    /// `[kms]` of the config in force.
-    kms: Arc<ArcSwap<Kms>>,
+    /// `[kms]` of the config in force, and how often it is asked.
+    kms: Arc<ArcSwap<(Kms, Duration)>>,
     log: Log,
     clock: Clock,
 }
@@ -197,8 +201,15 @@ impl House {
             entries.clone(),
             control::clock::system(),
         );
-        let kms = Arc::new(ArcSwap::from_pointee(config.kms.clone()));
+        let kms = (config.kms.clone(), config.kms_check_every);
+        let kms = Arc::new(ArcSwap::from_pointee(kms));
         let secrets = secrets(&opened.envelope, &store, entries, &kms, data);
+        let every = Arc::clone(&kms);
+        // It ends with this process's local set.
+        let watching = secrets.clone().watch(move || every.load().1);
+        drop(tokio::task::spawn_local(async move {
+            watching.await;
+        }));
         let house = Self {
             gateway,
             keys,
@@ -248,15 +259,16 @@ impl House {
         reading.set_nonblocking(true)?;
         let mut reading = tokio::net::UnixStream::from_std(reading)?;
         let mut bytes = [0_u8; 16 << 10];
+        let mut asking: Option<Asking> = None;
         loop {
             while let Some(message) = decoder.take::<ToGateway>()? {
                 match message {
                     ToGateway::Start(_) => return Err("the supervisor sent a second start".into()),
                     ToGateway::Worker { name, state } => self.worker(name, &state),
-                    ToGateway::Reload { config: text } => {
-                        let answer = self.reload(start, &text, &mut config).await;
-                        say(supervisor, &answer);
-                    }
+                    ToGateway::Reload { config: text } => match self.judge(start, &text, &config) {
+                        Ok(good) => asking = Some(good),
+                        Err(refusal) => say(supervisor, &refusal),
+                    },
                     ToGateway::Drain { grace_ms } => {
                         self.drain(cores, Duration::from_millis(grace_ms), &mut reading)
                             .await;
@@ -264,11 +276,20 @@ impl House {
                     }
                 }
             }
-            let read = reading.read(&mut bytes).await?;
-            if read == 0 {
-                return Err("the supervisor is gone".into());
+            tokio::select! {
+                read = reading.read(&mut bytes) => {
+                    let read = read?;
+                    if read == 0 {
+                        return Err("the supervisor is gone".into());
+                    }
+                    decoder.push(bytes.get(..read).unwrap_or_default());
+                }
+                said = reload::said(&mut asking) => {
+                    if let Some(good) = asking.take() {
+                        say(supervisor, &self.take_up(good, said, &mut config));
+                    }
+                }
             }
-            decoder.push(bytes.get(..read).unwrap_or_default());
         }
     }
 
@@ -280,48 +301,6 @@ impl House {
             workers.remove(&name);
         }
         self.gateway.workers.store(Arc::new(workers));
-    }
-
-    async fn reload(&self, start: &Start, text: &str, config: &mut Config) -> ToSupervisor {
-        let opener = Opener::Envelope(&self.envelope);
-        let answer = match read_config(start, text, self.clock, opener) {
-            Err(fault) => ToSupervisor::Refused {
-                text: fault.to_string(),
-            },
-            Ok(next) => match only_at_start(config, &next) {
-                Some(why) => ToSupervisor::NeedsGeneration {
-                    why: why.to_owned(),
-                },
-                None => match self.may_open(start, config, &next).await {
-                    Err(fault) => ToSupervisor::Refused { text: fault },
-                    Ok(()) => {
-                        self.gateway.take_up(next.settings.clone());
-                        self.kms.store(Arc::new(next.kms.clone()));
-                        *config = next;
-                        ToSupervisor::Applied
-                    }
-                },
-            },
-        };
-        self.gateway
-            .config_stale
-            .store(answer != ToSupervisor::Applied, Ordering::Relaxed);
-        answer
-    }
-
-    /// New sealed values are taken only while the key service still opens this store's data key: a node that it
-    /// would refuse at its next start must not go on to learn new secrets.
-    async fn may_open(&self, start: &Start, old: &Config, new: &Config) -> Result<(), String> {
-        if new.sealed.is_subset(&old.sealed) {
-            return Ok(());
-        }
-        let secrets = Path::new(&start.data).join("secrets");
-        let mut checked = self.envelope.check(&self.store, &new.kms, &secrets).await;
-        if checked.is_err() && new.kms != old.kms {
-            // `[kms]` was changed and the data key isn't rewrapped yet.
-            checked = self.envelope.check(&self.store, &old.kms, &secrets).await;
-        }
-        checked.map_err(|fault| format!("the file has new sealed values, and {fault}"))
     }
 
     /// Finishes the answers in hand; a second order, or the supervisor's end, cuts them.
@@ -377,7 +356,7 @@ fn secrets(
     envelope: &Envelope,
     store: &Store,
     entries: tokio::sync::mpsc::Sender<rules::chain::Entry>,
-    kms: &Arc<ArcSwap<Kms>>,
+    kms: &Arc<ArcSwap<(Kms, Duration)>>,
     data: &Path,
 ) -> Secrets {
     let now = Arc::clone(kms);
@@ -386,7 +365,7 @@ fn secrets(
         store.clone(),
         entries,
         control::clock::system(),
-        Arc::new(move || now.load().as_ref().clone()),
+        Arc::new(move || now.load().0.clone()),
         data.join("secrets"),
     )
 }
@@ -465,39 +444,6 @@ async fn replay(
 
 fn slots_of(data: &Path, generation: u64) -> PathBuf {
     data.join("state/inflight").join(generation.to_string())
-}
-
-fn read_config(
-    start: &Start,
-    text: &str,
-    clock: Clock,
-    opener: Opener<'_>,
-) -> Result<Config, config::Faults> {
-    let place = config::Place {
-        file: Path::new(&start.config_path),
-        data: Path::new(&start.data),
-        env: &config::environment,
-        opener,
-        now: clock.unix_seconds(),
-    };
-    config::check(text, &place)
-}
-
-/// What a running gateway can't take up.
-fn only_at_start(old: &Config, new: &Config) -> Option<&'static str> {
-    if old.listen != new.listen {
-        return Some("[server] listen has changed: restart `guan serve` to use it");
-    }
-    if old.engines != new.engines {
-        return Some("the engines of [[models]] have changed: restart `guan serve` to run them");
-    }
-    if old.store != new.store {
-        return Some("[store] has changed: restart `guan serve` to use it");
-    }
-    if old.audit_fsync != new.audit_fsync {
-        return Some("[audit] fsync has changed: restart `guan serve` to use it");
-    }
-    None
 }
 
 /// A short name for a config's bytes: nodes that differ in it judge differently.

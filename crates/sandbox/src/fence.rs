@@ -1,7 +1,7 @@
 //! Gives up power: `enter` is called once, before any thread, any runtime and any byte from outside.
 //!
 //! It decides which layers a profile has and refuses when one that must hold doesn't; it never starts anything.
-//! Called first thing in `main` by the supervisor, the gateway and the engine worker.
+//! Called first thing in `main` by the supervisor, the gateway, the engine worker and `guan-pkcs11`.
 
 use std::fmt;
 use std::io;
@@ -20,6 +20,11 @@ pub enum Profile {
     Gateway,
     /// Runs a model: no new socket, no program, no process, no network where the kernel lets it leave.
     Engine,
+    /// Loads a PKCS#11 module: no program, no process, no listener, and no network unless the module needs it.
+    Token {
+        /// The module reaches its token over the network.
+        network: bool,
+    },
 }
 
 /// Which layers hold.
@@ -29,10 +34,10 @@ pub struct Report {
     network: Network,
 }
 
-/// What an engine can reach.
+/// What the process can reach.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Network {
-    /// Not the engine: nothing was asked for.
+    /// Nothing was asked for.
     Unchanged,
     /// An empty network of its own.
     Own,
@@ -43,9 +48,16 @@ enum Network {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("no new privileges, not dumpable, no core file")?;
-        if self.profile == Profile::Engine {
-            f.write_str(", system calls filtered (no socket, no exec, no new process)")?;
-        }
+        f.write_str(match self.profile {
+            Profile::Supervisor | Profile::Gateway => "",
+            Profile::Engine => ", system calls filtered (no socket, no exec, no new process)",
+            Profile::Token { network: false } => {
+                ", system calls filtered (Unix sockets only, no listener, no exec, no new process)"
+            }
+            Profile::Token { network: true } => {
+                ", system calls filtered (no listener, no exec, no new process)"
+            }
+        })?;
         match self.network {
             Network::Unchanged => Ok(()),
             Network::Own => f.write_str(", a network of its own with nothing in it"),
@@ -98,9 +110,12 @@ pub fn enter(profile: Profile) -> Result<Report, Fault> {
         .map_err(layer("the core file limit"))?;
     let network = match profile {
         Profile::Supervisor | Profile::Gateway => Network::Unchanged,
-        Profile::Engine => {
-            let network = leave_network();
-            calls::filter().map_err(layer("the system call filter"))?;
+        Profile::Engine | Profile::Token { .. } => {
+            let network = match profile {
+                Profile::Token { network: true } => Network::Unchanged,
+                _ => leave_network(),
+            };
+            calls::filter(profile).map_err(layer("the system call filter"))?;
             network
         }
     };

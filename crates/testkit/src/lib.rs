@@ -13,4 +13,5 @@ pub mod client;
 pub mod kms;
 pub mod postgres;
 pub mod server;
+pub mod token;
 pub mod upstream;

@@ -19,6 +19,7 @@ pub struct Guan {
     child: Option<Child>,
     log: Receiver<String>,
     seen: Vec<String>,
+    env: Vec<(String, PathBuf)>,
 }
 
 /// The config of one model `m` in front of an upstream, on a free port.
@@ -45,6 +46,20 @@ impl Guan {
     /// When it doesn't answer.
     #[must_use]
     pub fn start_with(binary: &Path, config: &str, prepare: impl FnOnce(&Path)) -> Self {
+        Self::start_with_env(binary, config, &[], prepare)
+    }
+
+    /// The same, with more in the environment of it and of its commands.
+    ///
+    /// # Panics
+    /// When it doesn't answer.
+    #[must_use]
+    pub fn start_with_env(
+        binary: &Path,
+        config: &str,
+        env: &[(&str, PathBuf)],
+        prepare: impl FnOnce(&Path),
+    ) -> Self {
         let data = TempDir::new().expect("a folder for the test");
         std::fs::set_permissions(
             data.path(),
@@ -59,6 +74,10 @@ impl Guan {
             child: None,
             log: channel().1,
             seen: Vec::new(),
+            env: env
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), value.clone()))
+                .collect(),
         };
         guan.serve();
         guan
@@ -102,7 +121,9 @@ impl Guan {
     /// A `guan` command on this data folder.
     #[must_use]
     pub fn command(&self, arguments: &[&str]) -> Command {
-        command(&self.binary, self.data.path(), arguments)
+        let mut command = command(&self.binary, self.data.path(), arguments);
+        command.envs(self.env.iter().map(|(name, value)| (name, value)));
+        command
     }
 
     /// Runs a command to its end.
@@ -129,21 +150,26 @@ impl Guan {
         self.child.as_ref().expect("guan runs").id()
     }
 
-    /// The process id of the gateway, found among the supervisor's children.
+    /// The process id of the gateway.
     ///
     /// # Panics
     /// When there is none.
     #[must_use]
     pub fn gateway_pid(&self) -> u32 {
+        self.child_pid("gateway").expect("a gateway process")
+    }
+
+    /// The process id of the first of the supervisor's children whose command line has this word.
+    #[must_use]
+    pub fn child_pid(&self, word: &str) -> Option<u32> {
         let pid = self.pid();
         let path = format!("/proc/{pid}/task/{pid}/children");
         read_file(Path::new(&path))
             .split_whitespace()
             .filter_map(|child| child.parse().ok())
             .find(|child: &u32| {
-                read_file(Path::new(&format!("/proc/{child}/cmdline"))).contains("gateway")
+                read_file(Path::new(&format!("/proc/{child}/cmdline"))).contains(word)
             })
-            .expect("a gateway process")
     }
 
     /// A client without a key.

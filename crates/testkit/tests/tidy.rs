@@ -16,11 +16,12 @@ use std::process::Command;
 use serde_json::Value;
 
 /// Which of our crates each may depend on. `testkit` is for tests only, so nothing else may name it here.
-const ARROWS: [(&str, &[&str]); 8] = [
+const ARROWS: [(&str, &[&str]); 9] = [
     ("control", &["rules"]),
     ("engine", &["sandbox", "wire"]),
     ("gateway", &["rules", "wire"]),
     ("guan", &["control", "gateway", "rules", "sandbox", "wire"]),
+    ("pkcs11", &["sandbox", "wire"]),
     ("rules", &[]),
     ("sandbox", &[]),
     ("testkit", &["rules", "wire"]),

@@ -10,3 +10,4 @@ pub mod headers;
 pub mod json;
 pub mod openai;
 pub mod sse;
+pub mod token;

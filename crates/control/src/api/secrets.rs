@@ -10,7 +10,9 @@ use serde::Deserialize;
 use serde_json::json;
 use zeroize::Zeroizing;
 
-use super::{ApiFault, ApiState, Peer, actor, answer, read, shown, whole};
+use super::{ApiFault, ApiState, Peer, actor, answer, read, shown, shown_with, whole};
+use crate::clock;
+use crate::keys::{KeysFault, count_due};
 
 pub(super) async fn seal(
     State(state): State<ApiState>,
@@ -31,6 +33,19 @@ pub(super) async fn rewrap(
     let (secrets, actor) = (state.secrets, actor(peer));
     let done = whole(Box::pin(async move { secrets.rewrap(&actor).await })).await?;
     Ok(answer(StatusCode::OK, &shown(&done)))
+}
+
+/// How secrets are kept, how the key service was last seen, and how many keys are due for a new secret.
+pub(super) async fn status(State(state): State<ApiState>) -> Result<Response, ApiFault> {
+    let roles = (state.roles)();
+    let now = clock::seconds((state.clock)());
+    let status = state.secrets.status().await?;
+    let due = count_due(&state.store, &roles, now).await;
+    let due = due.map_err(KeysFault::Store)?;
+    Ok(answer(
+        StatusCode::OK,
+        &shown_with(&status, &[("keys_due", due.into())]),
+    ))
 }
 
 #[derive(Deserialize)]

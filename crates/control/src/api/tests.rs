@@ -325,6 +325,13 @@ async fn a_secret_goes_in_and_a_sealed_value_comes_out() {
     let (status, done) = socket.ask("POST", "/admin/v1/secrets/rewrap", "").await;
     assert_eq!((status, &done["provider"]), (200, &"file".into()), "{done}");
     assert_eq!(socket.bench.actions(), ["secret-seal", "secret-rewrap"]);
+    let (status, kept) = socket.ask("GET", "/admin/v1/secrets", "").await;
+    assert_eq!((status, &kept["provider"]), (200, &"file".into()), "{kept}");
+    assert_eq!(
+        (&kept["reachable"], &kept["keys_due"]),
+        (&true.into(), &0.into()),
+        "{kept}"
+    );
     let records = format!("{:?}", socket.bench.records.lock().unwrap());
     assert!(!records.contains("hunter2"), "{records}");
 }

@@ -70,6 +70,40 @@ async fn nothing_is_sealed_while_the_provider_is_away_or_is_another() {
 }
 
 #[tokio::test]
+async fn the_status_says_who_wraps_and_since_when_it_is_away() {
+    let bench = Bench::new().await;
+    let secrets = bench.secrets(bench.kms()).await;
+    let status = secrets.status().await.unwrap();
+    assert_eq!(status.provider, "file");
+    assert_eq!(status.data_key, secrets.envelope.id());
+    assert!(status.kms.reachable && !status.rewrap_due);
+    let kek = bench.dir.path().join("secrets/kek");
+    let aside = bench.dir.path().join("aside");
+    std::fs::rename(&kek, &aside).unwrap();
+    assert!(secrets.look().await.is_err());
+    let status = secrets.status().await.unwrap();
+    assert!(!status.kms.reachable, "{status:?}");
+    assert_eq!(status.kms.since, crate::testbench::NOW);
+    assert!(status.kms.fault.unwrap().contains("kek"));
+    std::fs::rename(&aside, &kek).unwrap();
+    secrets.look().await.unwrap();
+    assert!(secrets.health().state().reachable);
+    // Another key file in its place: what wraps is no longer what is named.
+    std::fs::remove_file(&kek).unwrap();
+    let _other = Kek::create(&bench.dir.path().join("secrets")).unwrap();
+    assert!(secrets.status().await.unwrap().rewrap_due);
+}
+
+#[test]
+fn a_jittered_pause_is_never_shorter_and_at_most_a_tenth_longer() {
+    let minute = Duration::from_secs(60);
+    for share in 0..=u8::MAX {
+        let pause = with_jitter(minute, share);
+        assert!(pause >= minute && pause <= minute + minute / 10);
+    }
+}
+
+#[tokio::test]
 async fn a_secret_that_no_header_carries_is_refused_and_not_repeated() {
     let bench = Bench::new().await;
     let secrets = bench.secrets(bench.kms()).await;

@@ -207,6 +207,19 @@ impl Store {
         read!(self, pool => sqlx::query_scalar("SELECT count(*) FROM keys").fetch_one(pool).await)
     }
 
+    /// Keys of a role that are neither revoked nor over at `now`, and whose newest secret was made by `made_by`.
+    pub(crate) async fn count_older(
+        &self,
+        role: &str,
+        made_by: i64,
+        now: i64,
+    ) -> Result<i64, StoreFault> {
+        read!(self, pool => sqlx::query_scalar(
+            "SELECT count(*) FROM keys WHERE role = $1 AND rotated_at <= $2 AND revoked_at IS NULL \
+             AND (expires_at IS NULL OR expires_at > $3)")
+            .bind(role).bind(made_by).bind(now).fetch_one(pool).await)
+    }
+
     /// Secrets of keys that were changed after `revision`.
     pub(crate) async fn seen_since(&self, revision: i64) -> Result<Vec<Seen>, StoreFault> {
         let rows: Vec<SeenColumns> = read!(self, pool => sqlx::query_as(

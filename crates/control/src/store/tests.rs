@@ -33,6 +33,34 @@ async fn facts_are_added_once_all_or_none() {
 }
 
 #[tokio::test]
+async fn keys_that_are_due_for_a_new_secret_are_counted_as_they_are_listed() {
+    for bench in benches().await {
+        let mut roles = roles();
+        let user = roles.get_mut("user").unwrap();
+        user.rotate_after = Some(60);
+        let mut made = Vec::new();
+        for (name, expires_at) in [("a", None), ("b", None), ("c", Some(NOW + 61))] {
+            let new = NewKey {
+                expires_at,
+                ..new_key(name)
+            };
+            let key = bench.keys.create(new, &roles, "local:0").await.unwrap();
+            made.push(key.row.id.to_string());
+        }
+        let _row = bench.keys.revoke(&made[0], "local:0").await.unwrap();
+        for (now, due) in [(NOW + 59, 0), (NOW + 60, 2), (NOW + 61, 1)] {
+            let counted = crate::keys::count_due(&bench.store, &roles, now).await;
+            assert_eq!(counted.unwrap(), due);
+            let listed = bench.keys.list().await.unwrap();
+            let listed = listed
+                .iter()
+                .filter(|row| crate::keys::is_due(row, &roles, now));
+            assert_eq!(u64::try_from(listed.count()).unwrap(), due);
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_key_reads_back_as_it_was_written_and_pages_join() {
     for bench in benches().await {
         let project = NewProject {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use control::seal::Kms;
+use control::seal::pkcs11::Named;
 use control::store::Target;
 use gateway::settings::{Concurrency, OnRevoke};
 use rules::policy::Models;
@@ -136,7 +137,7 @@ fn render(config: &Config) -> String {
         text(&write_duration(settings.max_stale)),
     );
     out.push_str(&head);
-    render_kms(&mut out, &config.kms);
+    render_kms(&mut out, config);
     if let Some(mirror) = &config.mirror {
         write!(out, "\n[hub]\nmirror = {}\n", text(mirror)).ok();
     }
@@ -169,9 +170,10 @@ fn render(config: &Config) -> String {
     out
 }
 
-fn render_kms(out: &mut String, kms: &Kms) {
+fn render_kms(out: &mut String, config: &Config) {
+    let kms = &config.kms;
     let mut keys = vec![("provider", kms.name())];
-    let url;
+    let (url, module);
     let mut hidden: &[&str] = &[];
     let mut ca = None;
     match kms {
@@ -203,11 +205,35 @@ fn render_kms(out: &mut String, kms: &Kms) {
             keys.extend([("key_id", aliyun.key_id.as_str()), ("endpoint", &url)]);
             hidden = &["access_key_id", "access_key_secret"];
         }
+        Kms::Pkcs11(pkcs11) => {
+            module = pkcs11.module.to_string_lossy();
+            keys.push(("module", &module));
+            keys.push(match &pkcs11.token {
+                Named::Label(label) => ("token_label", label),
+                Named::Number(serial) => ("token_serial", serial),
+            });
+            keys.push(match &pkcs11.key {
+                Named::Label(label) => ("key", label),
+                Named::Number(id) => ("key_id", id),
+            });
+            hidden = &["pin"];
+        }
     }
     out.push_str("\n[kms]\n");
     for (name, value) in keys {
         writeln!(out, "{name} = {}", text(value)).ok();
     }
+    if let Kms::Pkcs11(pkcs11) = kms {
+        let names = list(pkcs11.environment.iter().map(String::as_str));
+        writeln!(
+            out,
+            "network = {}\nmodule_environment = {names}",
+            pkcs11.network
+        )
+        .ok();
+    }
+    let every = write_duration(config.kms_check_every);
+    writeln!(out, "check_every = {}", text(&every)).ok();
     if let Some(ca) = ca {
         writeln!(out, "ca = {}", text(&ca.to_string_lossy())).ok();
     }

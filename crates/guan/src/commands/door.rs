@@ -12,7 +12,7 @@ use std::time::Duration;
 use control::audit_log::{self, AuditSpec, Fsync};
 use control::bootstrap;
 use control::keys::{
-    Foreign, KeyRow, Keys, KeysFault, NewKey, NewProject, ProjectRow, is_due, read_list,
+    Foreign, KeyRow, Keys, KeysFault, NewKey, NewProject, ProjectRow, count_due, is_due, read_list,
 };
 use control::publish::Publisher;
 use control::secrets::{Secrets, SecretsFault};
@@ -293,6 +293,26 @@ impl Door {
                 let sealed = sealed.map(str::to_owned);
                 sealed.ok_or_else(|| Failure::new("the server's answer has no value; see its log"))
             }
+        }
+    }
+
+    /// How secrets are kept. Without a server the key service is asked now.
+    pub(super) async fn secret_status(&self) -> Result<Value, Failure> {
+        match self {
+            Self::Here(here) => {
+                // What it says is in the status.
+                drop(here.secrets.look().await);
+                let status = here.secrets.status().await.map_err(said)?;
+                let now = crate::supervisor::unix_seconds();
+                let due = count_due(&here.store, &here.roles, now).await;
+                let due = due.map_err(|fault| Failure::new(fault.to_string()))?;
+                let mut shown = serde_json::to_value(status).unwrap_or_default();
+                if let Value::Object(members) = &mut shown {
+                    drop(members.insert("keys_due".to_owned(), due.into()));
+                }
+                Ok(shown)
+            }
+            Self::Server(server) => server.call("GET", "/admin/v1/secrets", None),
         }
     }
 

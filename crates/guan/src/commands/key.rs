@@ -55,7 +55,13 @@ enum Command {
         own: OwnArgs,
     },
     /// List all keys; never their text
-    List,
+    List {
+        #[arg(
+            long,
+            help = "Only those whose secret is older than their role's rotate_after"
+        )]
+        due: bool,
+    },
     /// Print what a key may do, and who says so
     Show {
         /// Its id, or the first letters of it
@@ -175,9 +181,14 @@ pub(super) fn run(args: KeyArgs, places: &Places) -> Result<(), Failure> {
                 .block_on(door.create(wish))
                 .and_then(|made| show_created(&made, args.json))
         }
-        Command::List => runtime
-            .block_on(door.list())
-            .and_then(|rows| show_list(&rows, args.json)),
+        Command::List { due } => runtime.block_on(door.list()).and_then(|mut rows| {
+            if due && !args.json && rows.iter().all(|(_, is_due)| !is_due) {
+                remark("no key is due for a new secret");
+                return Ok(());
+            }
+            rows.retain(|(_, is_due)| *is_due || !due);
+            show_list(&rows, args.json)
+        }),
         Command::Show { id } => runtime
             .block_on(door.show(&id))
             .and_then(|key| show_one(&key, args.json)),

@@ -1,10 +1,11 @@
-//! `guan secret seal|rewrap`. A secret comes by standard input, never by an argument. Called by `commands`.
+//! `guan secret seal|status|rewrap`. A secret comes by standard input, never by an argument. Called by `commands`.
 
 use std::io::{self, IsTerminal, Read, Write};
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
+use serde_json::Value;
 use zeroize::Zeroizing;
 
 use super::door::Door;
@@ -25,6 +26,8 @@ pub(super) struct SecretArgs {
 enum Command {
     /// Read a secret from standard input and print it as a sealed: value for guan.toml
     Seal,
+    /// Print what wraps the data key, whether the key service is there, and what is due
+    Status,
     /// Wrap the data key with what the config file names now: another provider, another key, or its newest version
     Rewrap {
         #[arg(
@@ -54,6 +57,12 @@ pub(super) fn run(args: &SecretArgs, places: &Places) -> Result<(), Failure> {
             }
             say(&sealed)
         }
+        Command::Status => {
+            let door = Door::open(&runtime, places)?;
+            let status = runtime.block_on(door.secret_status());
+            door.close(&runtime);
+            show_status(&status?, args.json)
+        }
         Command::Rewrap { from } => {
             let door = Door::open_from(&runtime, places, from.as_deref())?;
             let done = runtime.block_on(door.rewrap());
@@ -62,29 +71,59 @@ pub(super) fn run(args: &SecretArgs, places: &Places) -> Result<(), Failure> {
             if args.json {
                 return say(&done.to_string());
             }
-            let text = |name: &str| {
-                let value = done.get(name).and_then(serde_json::Value::as_str);
-                value.unwrap_or_default().to_owned()
-            };
-            let shown = |provider: String, key: String, version: String| {
-                let version = if version.is_empty() {
-                    version
-                } else {
-                    format!(", version {version}")
-                };
-                format!("\"{provider}\" (key {key}{version})")
-            };
             say(&format!(
                 "the data key is wrapped by {} now; before, by {}",
-                shown(text("provider"), text("key_id"), text("version")),
-                shown(
-                    text("old_provider"),
-                    text("old_key_id"),
-                    text("old_version")
-                ),
+                wrapping(&done, ""),
+                wrapping(&done, "old_"),
             ))
         }
     }
+}
+
+/// Provider, key and version, as an answer names them.
+fn wrapping(answer: &Value, prefix: &str) -> String {
+    let text = |name: &str| {
+        let value = answer.get(format!("{prefix}{name}"));
+        value.and_then(Value::as_str).unwrap_or_default()
+    };
+    let version = match text("version") {
+        "" => String::new(),
+        version => format!(", version {version}"),
+    };
+    format!("\"{}\" (key {}{version})", text("provider"), text("key_id"))
+}
+
+fn show_status(status: &Value, as_json: bool) -> Result<(), Failure> {
+    if as_json {
+        return say(&status.to_string());
+    }
+    let text = |name: &str| status.get(name).and_then(Value::as_str).unwrap_or_default();
+    let flag = |name: &str| status.get(name) == Some(&Value::Bool(true));
+    let word = if flag("reachable") { "yes" } else { "no" };
+    let mut lines = vec![
+        format!("data key     {}", text("data_key")),
+        format!("wrapped by   {}", wrapping(status, "")),
+        format!(
+            "opens        {word}, since {}; last asked {}",
+            text("since"),
+            text("checked_at")
+        ),
+    ];
+    if !text("fault").is_empty() {
+        lines.push(format!("             {}", text("fault")));
+    }
+    if flag("rewrap_due") {
+        lines.push(
+            "rewrap       due: [kms] names another provider or key; type `guan secret rewrap`"
+                .to_owned(),
+        );
+    }
+    let due = status.get("keys_due").and_then(Value::as_u64);
+    match due.unwrap_or_default() {
+        0 => lines.push("keys due     none".to_owned()),
+        due => lines.push(format!("keys due     {due}; see `guan key list --due`")),
+    }
+    say(&lines.join("\n"))
 }
 
 /// The secret, without the line's end. On a terminal nothing is shown while it is typed.

@@ -18,6 +18,7 @@ use rules::snapshot::Roles;
 
 use super::units::{Size, Span, write_duration, write_size};
 use super::{Place, Seat, nearest, written};
+use crate::token::Reach;
 
 pub(crate) mod kms;
 mod models;
@@ -39,6 +40,8 @@ pub(crate) struct Config {
     pub(crate) store: Target,
     /// Who wraps the store's data key.
     pub(crate) kms: Kms,
+    /// How often that one is asked whether it is there.
+    pub(crate) kms_check_every: Duration,
     /// The sealed values in it.
     pub(crate) sealed: BTreeSet<String>,
     /// When audit records reach the disk.
@@ -130,6 +133,13 @@ pub(super) fn convert(file: written::File, place: &Place<'_>) -> Result<Config, 
     );
     let (store, max_stale) = judge.store(&top.key("store"), &file.store, place);
     let kms = judge.kms(&top.key("kms"), &file.kms, place);
+    let kms_check_every = judge.span(
+        &top.key("kms"),
+        "check_every",
+        file.kms.check_every,
+        Duration::from_mins(1),
+        Duration::from_secs(1)..=Duration::from_hours(1),
+    );
     let fsync = one_of(file.audit.fsync, "interval");
     judge.word(&top.key("audit"), "fsync", &fsync, &["interval", "each"]);
     let mirror = judge.mirror(&top.key("hub"), file.hub.mirror);
@@ -155,6 +165,7 @@ pub(super) fn convert(file: written::File, place: &Place<'_>) -> Result<Config, 
         engines,
         store,
         kms,
+        kms_check_every,
         sealed: judge.sealed,
         audit_fsync: if fsync == "each" {
             Fsync::Each
@@ -314,7 +325,7 @@ impl Judge {
     }
 
     fn kms(&mut self, seat: &Seat, written: &written::Kms, place: &Place<'_>) -> Kms {
-        match kms::provider(written, place.data, place.env) {
+        match kms::provider(written, place.data, place.env, Reach::Server) {
             Ok((kms, variables)) => {
                 self.environment.extend(variables);
                 kms

@@ -531,7 +531,7 @@ fn each_bad_value_of_kms_is_refused_in_its_own_words() {
     let table = [
         (
             "provider = \"valt\"",
-            "2: provider in [kms] must be one of \"file\", \"vault\", \"aws\", \"aliyun\"; did you mean \"vault\"?",
+            "2: provider in [kms] must be one of \"file\", \"vault\", \"aws\", \"aliyun\", \"pkcs11\"; did you mean \"vault\"?",
         ),
         (
             "address = \"https://h\"",
@@ -576,6 +576,30 @@ fn each_bad_value_of_kms_is_refused_in_its_own_words() {
         (
             "provider = \"aliyun\"\nkey_id = \"k\"\nregion = \"cn-hangzhou\"\ntoken = \"env:T\"",
             "5: token in [kms] is nothing that provider \"aliyun\" knows; leave it out",
+        ),
+        (
+            "provider = \"pkcs11\"\nmodule = \"p11.so\"\ntoken_label = \"t\"\nkey = \"k\"\npin = \"env:T\"",
+            "3: module in [kms] must be the module's whole path, such as \"/usr/lib/softhsm/libsofthsm2.so\"",
+        ),
+        (
+            "provider = \"pkcs11\"\nmodule = \"/p11.so\"\nkey = \"k\"\npin = \"env:T\"",
+            "1: token_label in [kms] is missing; name the token by it, or by token_serial",
+        ),
+        (
+            "provider = \"pkcs11\"\nmodule = \"/p11.so\"\ntoken_serial = \"1\"\nkey_id = \"0x1\"\npin = \"env:T\"",
+            "5: key_id in [kms] must be the key's id in hex, such as \"01a2\"",
+        ),
+        (
+            "provider = \"pkcs11\"\nmodule = \"/p11.so\"\ntoken_serial = \"1\"\nkey = \"k\"\npin = \"hunter2\"",
+            "6: pin in [kms] must be a reference, not the key itself: write the key into a file that only this user can read and say \"file:secrets/upstream-key\", say \"env:NAME\", or seal it with `guan secret seal`",
+        ),
+        (
+            "provider = \"vault\"\nnetwork = true",
+            "3: network in [kms] is nothing that provider \"vault\" knows; leave it out",
+        ),
+        (
+            "provider = \"pkcs11\"\nmodule = \"/p11.so\"\ntoken_label = \"t\"\nkey = \"k\"\npin = \"env:T\"\nmodule_environment = [\"LD_PRELOAD\"]",
+            "7: module_environment in [kms] must be names of variables, such as \"SOFTHSM2_CONF\", none of them LD_…",
         ),
     ];
     for (text, said) in table {

@@ -70,6 +70,13 @@ pub(super) struct Kms {
     pub(super) access_key_id: Option<String>,
     pub(super) access_key_secret: Option<String>,
     pub(super) session_token: Option<String>,
+    pub(super) module: Option<String>,
+    pub(super) token_label: Option<String>,
+    pub(super) token_serial: Option<String>,
+    pub(super) pin: Option<String>,
+    pub(super) network: Option<bool>,
+    pub(super) module_environment: Vec<String>,
+    pub(super) check_every: Option<Span>,
 }
 
 /// `[audit]`.

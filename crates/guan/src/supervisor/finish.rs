@@ -67,7 +67,11 @@ impl Supervisor {
     /// What nobody listens on any more isn't left for others to find.
     pub(super) fn remove_sockets(&self) {
         let run = self.folder.run();
-        let own = [self.folder.admin_socket(), run.join(ADDRESS_FILE)];
+        let own = [
+            self.folder.admin_socket(),
+            self.folder.path().join(crate::token::SOCKET),
+            run.join(ADDRESS_FILE),
+        ];
         let sockets = self.workers.iter().map(|w| w.socket().to_owned());
         for path in own.into_iter().chain(sockets) {
             if let Err(e) = std::fs::remove_file(&path)

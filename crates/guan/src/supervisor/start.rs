@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use sandbox::{Exit, Program, Spec, Stream};
 
 use crate::commands::{Failure, Places};
-use crate::config::{self, Config, Place};
+use crate::config::{self, Config, Faults, Place};
 use crate::folder::{Folder, Held, Lock};
 
 /// The lock, or a refusal that says who has it.
@@ -93,19 +93,11 @@ pub(super) fn only_model(folder: &Folder) -> Result<String, Failure> {
 ///
 /// # Errors
 /// When it can't be read or has faults.
-pub(super) fn read(folder: &Folder, path: &Path, now: i64) -> Result<(String, Config), Failure> {
+pub(super) fn read(folder: &Folder, path: &Path) -> Result<(String, Config), Failure> {
     let text = config::read_file(path)
         .map_err(|e| Failure::new(e.to_string()))?
         .unwrap_or_default();
-    let place = Place {
-        file: path,
-        data: folder.path(),
-        env: &config::environment,
-        // The key that opens them belongs to the gateway alone.
-        opener: config::reference::Opener::Nobody,
-        now,
-    };
-    let config = config::check(&text, &place).map_err(|faults| Failure::new(faults.to_string()))?;
+    let config = judge(folder, path, &text).map_err(|faults| Failure::new(faults.to_string()))?;
     if config.settings.models.is_empty() {
         return Err(Failure::new(format!(
             "{}: there is no model to serve; add [[models]] with [[models.replicas]], as `guan init --help` shows",
@@ -117,6 +109,22 @@ pub(super) fn read(folder: &Folder, path: &Path, now: i64) -> Result<(String, Co
         return Err(Failure::new(absent.join("\n")));
     }
     Ok((text, config))
+}
+
+/// What a config file's text means.
+///
+/// # Errors
+/// All that is wrong with it.
+pub(super) fn judge(folder: &Folder, path: &Path, text: &str) -> Result<Config, Faults> {
+    let place = Place {
+        file: path,
+        data: folder.path(),
+        env: &config::environment,
+        // The key that opens them belongs to the gateway alone.
+        opener: config::reference::Opener::Nobody,
+        now: super::unix_seconds(),
+    };
+    config::check(text, &place)
 }
 
 /// The worker's program: beside this one, or where packages put it.

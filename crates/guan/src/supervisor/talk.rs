@@ -52,6 +52,7 @@ impl Supervisor {
             }
             ToSupervisor::Applied if self.asked.is_some() => {
                 self.text = self.asked.take().unwrap_or_default();
+                self.follow_kms();
                 tracing::info!("{} is in force", self.config_path.display());
             }
             ToSupervisor::Refused { text } if self.asked.is_some() => {
@@ -74,6 +75,24 @@ impl Supervisor {
             | ToSupervisor::Drained => self.distrust("it said what it wasn't asked"),
         }
         Ok(())
+    }
+
+    /// Starts, replaces or ends `guan-pkcs11` by the file that has just come into force.
+    fn follow_kms(&mut self) {
+        let read = super::start::judge(&self.folder, &self.config_path, &self.text);
+        // The gateway has judged it by the same rules; what a file names may be gone in between.
+        let kms = match read {
+            Ok(config) => config.kms,
+            Err(faults) => return tracing::error!("[kms] can't be followed: {faults}"),
+        };
+        if self.token.as_ref().is_some_and(|token| token.is_for(&kms)) {
+            return;
+        }
+        self.token = None;
+        match super::token::Token::start(&kms, &self.folder, Instant::now()) {
+            Ok(token) => self.token = token,
+            Err(failure) => tracing::error!("{failure}"),
+        }
     }
 
     /// Ends a gateway that broke the rules of the channel; a new one follows.

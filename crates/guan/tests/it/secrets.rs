@@ -11,15 +11,15 @@ use testkit::upstream::{Answer, Received, Upstream};
 
 use crate::guan;
 
-const CHAT: &str = r#"{"model":"m","messages":[{"role":"user","content":"hi"}]}"#;
+pub(crate) const CHAT: &str = r#"{"model":"m","messages":[{"role":"user","content":"hi"}]}"#;
 const WHOLE: &str = r#"{"id":"c","object":"chat.completion","created":1,"model":"upstream-name","choices":[{"index":0,"message":{"role":"assistant","content":"ok"},"finish_reason":"stop"}],"usage":{"prompt_tokens":3,"completion_tokens":5,"total_tokens":8}}"#;
 
-fn good(_request: &Received, answer: &mut Answer<'_>) {
+pub(crate) fn good(_request: &Received, answer: &mut Answer<'_>) {
     answer.json(200, WHOLE);
 }
 
 /// `guan secret seal` with a secret on standard input.
-fn seal(guan: &Guan, secret: &str) -> Output {
+pub(crate) fn seal(guan: &Guan, secret: &str) -> Output {
     let mut child = guan
         .command(&["secret", "seal"])
         .stdin(Stdio::piped())
@@ -33,7 +33,7 @@ fn seal(guan: &Guan, secret: &str) -> Output {
     child.wait_with_output().unwrap()
 }
 
-fn sealed(guan: &Guan, secret: &str) -> String {
+pub(crate) fn sealed(guan: &Guan, secret: &str) -> String {
     let done = seal(guan, secret);
     assert!(done.status.success(), "{done:?}");
     let text = String::from_utf8(done.stdout).unwrap();
@@ -44,13 +44,20 @@ fn sealed(guan: &Guan, secret: &str) -> String {
     text.trim().to_owned()
 }
 
-fn errors(done: &Output) -> String {
+pub(crate) fn errors(done: &Output) -> String {
     assert_eq!(done.status.code(), Some(1), "{done:?}");
     String::from_utf8_lossy(&done.stderr).into_owned()
 }
 
+/// `guan secret status`.
+pub(crate) fn status(guan: &Guan) -> serde_json::Value {
+    let done = guan.run(&["secret", "status", "--json"]);
+    assert!(done.status.success(), "{done:?}");
+    serde_json::from_slice(&done.stdout).unwrap()
+}
+
 /// Whether a text stands anywhere below a folder.
-fn is_below(dir: &Path, text: &str) -> bool {
+pub(crate) fn is_below(dir: &Path, text: &str) -> bool {
     std::fs::read_dir(dir).unwrap().flatten().any(|entry| {
         let path = entry.path();
         if path.is_dir() {
@@ -116,6 +123,14 @@ fn a_sealed_upstream_key_is_used_and_stands_nowhere_in_the_clear() {
     assert_ne!(other, value, "no two are alike");
     assert!(errors(&seal(&running, "two words hunter2")).contains("printable"));
     assert!(errors(&seal(&running, "")).contains("standard input"));
+    let here = running.run(&["secret", "status"]);
+    let here = String::from_utf8_lossy(&here.stdout).into_owned();
+    assert!(
+        here.contains("\"file\"") && here.contains("opens        yes"),
+        "{here}"
+    );
+    let due = running.run(&["key", "list", "--due", "--json"]);
+    assert_eq!(String::from_utf8_lossy(&due.stdout).trim(), "[]");
 
     // Another store can't open it.
     let foreign = tempfile::tempdir().unwrap();
@@ -136,7 +151,7 @@ fn losing_the_key_service_leaves_traffic_alone_and_stops_only_what_needs_it() {
     let token = bao.token();
     let plain = in_front_of(&upstream.url());
     let kms = format!(
-        "[kms]\nprovider = \"vault\"\naddress = \"{}\"\nkey = \"guan\"\ntoken = \"file:secrets/bao-token\"\n",
+        "[kms]\nprovider = \"vault\"\naddress = \"{}\"\nkey = \"guan\"\ntoken = \"file:secrets/bao-token\"\ncheck_every = \"1s\"\n",
         bao.url()
     );
     // From the key file, while it serves.
@@ -156,8 +171,14 @@ fn losing_the_key_service_leaves_traffic_alone_and_stops_only_what_needs_it() {
     let caller = running.caller("user");
     assert_eq!(caller.chat(CHAT).status, 200);
 
+    assert_eq!(status(&running)["reachable"], true);
+
     bao.freeze(true);
     assert_eq!(caller.chat(CHAT).status, 200);
+    running.wait_log("can't be opened any more");
+    let away = status(&running);
+    assert_eq!(away["reachable"], false, "{away}");
+    assert!(away["fault"].as_str().unwrap().contains("doesn't answer"));
     assert!(errors(&seal(&running, "another")).contains("doesn't answer"));
     assert!(errors(&running.run(&["secret", "rewrap"])).contains("doesn't answer"));
     write_file(&file, &format!("{kms}{plain}key = \"{value}\"\n"));
@@ -174,6 +195,8 @@ fn losing_the_key_service_leaves_traffic_alone_and_stops_only_what_needs_it() {
         caller.chat(CHAT).status == 200 && !bearer(&upstream).is_empty()
     });
     assert_eq!(bearer(&upstream), ["Bearer sk-upstream-hunter2"]);
+    running.wait_log("opens the data key again");
+    assert_eq!(status(&running)["reachable"], true);
     bao.rotate("guan");
     let done = running.run(&["secret", "rewrap", "--json"]);
     let done: serde_json::Value = serde_json::from_slice(&done.stdout).unwrap();

@@ -1,9 +1,11 @@
-//! The engine's system call filter: which calls answer `EPERM`.
+//! The system call filter of the engine and of `guan-pkcs11`: which calls answer `EPERM`.
 //!
 //! A deny list for now: it takes sockets, programs, processes, tracing and name spaces away. Called by `enter`.
 
 use std::collections::BTreeMap;
 use std::io;
+
+use super::Profile;
 
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
@@ -11,11 +13,19 @@ use seccompiler::{
 };
 
 /// Installs both filters on this, the only thread; threads started later inherit them.
-pub(super) fn filter() -> io::Result<()> {
+pub(super) fn filter(profile: Profile) -> io::Result<()> {
     let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(io::Error::other)?;
     // Two filters: each has one answer, and glibc falls back from `clone3` only on ENOSYS.
     let mut denied: BTreeMap<i64, Vec<SeccompRule>> =
         DENIED.iter().map(|call| (*call, Vec::new())).collect();
+    let sockets: &[i64] = match profile {
+        Profile::Token { .. } => &LISTENING,
+        Profile::Supervisor | Profile::Gateway | Profile::Engine => &SOCKETS,
+    };
+    denied.extend(sockets.iter().map(|call| (*call, Vec::new())));
+    if profile == (Profile::Token { network: false }) {
+        denied.insert(libc::SYS_socket, vec![not_a_unix_socket()?]);
+    }
     #[cfg(target_arch = "x86_64")]
     denied.extend(OLD_X86.iter().map(|call| (*call, Vec::new())));
     denied.insert(libc::SYS_clone, vec![not_a_thread()?]);
@@ -60,6 +70,14 @@ fn not_a_thread() -> io::Result<SeccompRule> {
     .map_err(io::Error::other)
 }
 
+/// Matches a `socket` of any family but the machine's own: modules speak to their daemons (`pcscd`) over one.
+fn not_a_unix_socket() -> io::Result<SeccompRule> {
+    let unix = u64::from(libc::AF_UNIX.unsigned_abs());
+    SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, unix)
+        .and_then(|condition| SeccompRule::new(vec![condition]))
+        .map_err(io::Error::other)
+}
+
 /// The x32 numbers of the same calls carry a bit more and would pass by; a few have numbers of their own.
 #[cfg(target_arch = "x86_64")]
 fn deny_x32(denied: &mut BTreeMap<i64, Vec<SeccompRule>>) {
@@ -74,13 +92,19 @@ fn deny_x32(denied: &mut BTreeMap<i64, Vec<SeccompRule>>) {
     denied.extend(OWN.iter().map(|call| (call | X32, Vec::new())));
 }
 
-const DENIED: [i64; 42] = [
-    // sockets: it has the one it was given
+/// An engine has the socket that it was given.
+const SOCKETS: [i64; 5] = [
     libc::SYS_socket,
     libc::SYS_socketpair,
     libc::SYS_connect,
     libc::SYS_bind,
     libc::SYS_listen,
+];
+
+/// Nobody but its parent gives a token's program a listener.
+const LISTENING: [i64; 2] = [libc::SYS_bind, libc::SYS_listen];
+
+const DENIED: [i64; 37] = [
     // programs
     libc::SYS_execve,
     libc::SYS_execveat,

@@ -83,6 +83,42 @@ fn an_engine_can_open_no_socket_and_start_nothing() {
 }
 
 #[test]
+fn a_tokens_program_reaches_unix_sockets_only_and_starts_nothing() {
+    for network in [false, true] {
+        let well = inside(move || {
+            let report = enter(Profile::Token { network }).unwrap();
+            assert!(report.to_string().contains("no listener"), "{report}");
+            let (inet, netlink) = (libc::AF_INET.into(), libc::AF_NETLINK.into());
+            let mut tried = vec![
+                (libc::SYS_bind, [3, 0, 0]),
+                (libc::SYS_listen, [3, 1, 0]),
+                (libc::SYS_execve, [0, 0, 0]),
+                (libc::SYS_ptrace, [0, 0, 0]),
+                (libc::SYS_clone, [libc::SIGCHLD.into(), 0, 0]),
+                (libc::SYS_io_uring_setup, [1, 0, 0]),
+            ];
+            if !network {
+                tried.push((libc::SYS_socket, [inet, 1, 0]));
+                tried.push((libc::SYS_socket, [netlink, 3, 0]));
+            }
+            for (number, arguments) in tried {
+                assert_eq!(errno(number, arguments), libc::EPERM, "call {number}");
+            }
+            let (one, _other) = UnixStream::pair().unwrap();
+            drop(one);
+            assert!(
+                UnixStream::connect("/nowhere/guan.sock")
+                    .is_err_and(|e| { e.kind() == io::ErrorKind::NotFound })
+            );
+            let address = "127.0.0.1:1".parse::<std::net::SocketAddr>().unwrap();
+            let went = std::net::TcpStream::connect(address).unwrap_err();
+            assert_eq!(went.kind() == io::ErrorKind::PermissionDenied, !network);
+        });
+        assert!(well(), "network: {network}");
+    }
+}
+
+#[test]
 fn an_engine_still_answers_on_the_socket_it_was_given() {
     let path: PathBuf =
         std::env::temp_dir().join(format!("guan-fence-{}.sock", std::process::id()));

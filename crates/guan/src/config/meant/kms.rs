@@ -6,11 +6,14 @@
 use std::path::Path;
 
 use control::seal::client::Endpoint;
-use control::seal::{Kms, Secret, aliyun, aws, vault};
+use control::seal::{Kms, Secret, aliyun, aws, pkcs11, vault};
 
 use super::super::{nearest, reference, written};
+use crate::token::Reach;
 
 /// The provider that `[kms]` names, and the variables that must be in the gateway's environment.
+///
+/// `reach` says how a PKCS#11 token is reached from this process.
 ///
 /// # Errors
 /// The key that is wrong, and what is wrong with it.
@@ -18,6 +21,7 @@ pub(crate) fn provider(
     written: &written::Kms,
     data: &Path,
     env: &dyn Fn(&str) -> Option<String>,
+    reach: Reach,
 ) -> Result<(Kms, Vec<String>), (&'static str, String)> {
     let mut reader = Reader {
         data,
@@ -45,6 +49,14 @@ pub(crate) fn provider(
             "access_key_id",
             "access_key_secret",
         ],
+        "pkcs11" => &[
+            "module",
+            "token_label",
+            "token_serial",
+            "key",
+            "key_id",
+            "pin",
+        ],
         other => {
             let hint = match nearest(other, PROVIDERS.iter().copied()) {
                 Some(near) => format!("; did you mean \"{near}\"?"),
@@ -65,10 +77,25 @@ pub(crate) fn provider(
             ));
         }
     }
+    if word != "pkcs11" {
+        let foreign = |key| {
+            Err((
+                key,
+                format!("is nothing that provider \"{word}\" knows; leave it out"),
+            ))
+        };
+        if written.network.is_some() {
+            return foreign("network");
+        }
+        if !written.module_environment.is_empty() {
+            return foreign("module_environment");
+        }
+    }
     let kms = match word {
         "vault" => Kms::Vault(reader.vault(written)?),
         "aws" => Kms::Aws(reader.aws(written)?),
         "aliyun" => Kms::Aliyun(reader.aliyun(written)?),
+        "pkcs11" => Kms::Pkcs11(reader.pkcs11(written, reach)?),
         _ => Kms::in_folder(data),
     };
     Ok((kms, reader.variables))
@@ -166,6 +193,75 @@ impl Reader<'_> {
         })
     }
 
+    fn pkcs11(&mut self, written: &written::Kms, reach: Reach) -> Result<pkcs11::Settings, Fault> {
+        let module = Path::new(needed("module", written.module.as_deref())?);
+        if !module.is_absolute() {
+            return Err((
+                "module",
+                "must be the module's whole path, such as \"/usr/lib/softhsm/libsofthsm2.so\""
+                    .to_owned(),
+            ));
+        }
+        let token = match (&written.token_label, &written.token_serial) {
+            (Some(label), None) => pkcs11::Named::Label(name("token_label", label)?),
+            (None, Some(serial)) => pkcs11::Named::Number(name("token_serial", serial)?),
+            (Some(_), Some(_)) => {
+                return Err((
+                    "token_serial",
+                    "is one too many beside token_label; leave one out".to_owned(),
+                ));
+            }
+            (None, None) => {
+                return Err((
+                    "token_label",
+                    "is missing; name the token by it, or by token_serial".to_owned(),
+                ));
+            }
+        };
+        let key = match (&written.key, &written.key_id) {
+            (Some(label), None) => pkcs11::Named::Label(name("key", label)?),
+            (None, Some(id)) if is_hex(id) => pkcs11::Named::Number(id.to_ascii_lowercase()),
+            (None, Some(_)) => {
+                return Err((
+                    "key_id",
+                    "must be the key's id in hex, such as \"01a2\"".to_owned(),
+                ));
+            }
+            (Some(_), Some(_)) => {
+                return Err((
+                    "key_id",
+                    "is one too many beside key; leave one out".to_owned(),
+                ));
+            }
+            (None, None) => {
+                return Err((
+                    "key",
+                    "is missing; name the key by its label, or by key_id".to_owned(),
+                ));
+            }
+        };
+        let pin = needed("pin", written.pin.as_deref())?;
+        for variable in &written.module_environment {
+            let good = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
+            if variable.is_empty() || !variable.bytes().all(good) || variable.starts_with("LD_") {
+                return Err((
+                    "module_environment",
+                    "must be names of variables, such as \"SOFTHSM2_CONF\", none of them LD_…"
+                        .to_owned(),
+                ));
+            }
+        }
+        Ok(pkcs11::Settings {
+            module: module.to_owned(),
+            token,
+            key,
+            pin: self.secret("pin", Some(pin), "")?,
+            network: written.network.unwrap_or(false),
+            environment: written.module_environment.clone(),
+            courier: reach.courier(self.data),
+        })
+    }
+
     fn endpoint(
         &self,
         key: &'static str,
@@ -239,14 +335,28 @@ fn key_id(written: &written::Kms) -> Result<String, Fault> {
     Ok(id.to_owned())
 }
 
+/// A label or number as tokens have them.
+fn name(key: &'static str, text: &str) -> Result<String, Fault> {
+    if (1..=64).contains(&text.len()) && !text.chars().any(char::is_control) {
+        return Ok(text.to_owned());
+    }
+    Err((key, "must be 1 to 64 bytes of text".to_owned()))
+}
+
+fn is_hex(text: &str) -> bool {
+    (2..=128).contains(&text.len())
+        && text.len().is_multiple_of(2)
+        && text.bytes().all(|b| b.is_ascii_hexdigit())
+}
+
 /// One segment of a path that means nothing else.
 fn is_segment(text: &str) -> bool {
     let good = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
     !text.is_empty() && text.len() <= 128 && text.bytes().all(good) && text != "." && text != ".."
 }
 
-/// Every key but `provider`, with what was written.
-fn fields(written: &written::Kms) -> [(&'static str, Option<&String>); 13] {
+/// Every text that belongs to some providers only, with what was written.
+fn fields(written: &written::Kms) -> [(&'static str, Option<&String>); 17] {
     let written::Kms {
         provider: _,
         address,
@@ -261,6 +371,13 @@ fn fields(written: &written::Kms) -> [(&'static str, Option<&String>); 13] {
         access_key_id,
         access_key_secret,
         session_token,
+        module,
+        token_label,
+        token_serial,
+        pin,
+        network: _,
+        module_environment: _,
+        check_every: _,
     } = written;
     [
         ("provider", None),
@@ -276,7 +393,11 @@ fn fields(written: &written::Kms) -> [(&'static str, Option<&String>); 13] {
         ("access_key_id", access_key_id.as_ref()),
         ("access_key_secret", access_key_secret.as_ref()),
         ("session_token", session_token.as_ref()),
+        ("module", module.as_ref()),
+        ("token_label", token_label.as_ref()),
+        ("token_serial", token_serial.as_ref()),
+        ("pin", pin.as_ref()),
     ]
 }
 
-const PROVIDERS: [&str; 4] = ["file", "vault", "aws", "aliyun"];
+const PROVIDERS: [&str; 5] = ["file", "vault", "aws", "aliyun", "pkcs11"];
