@@ -22,7 +22,7 @@ use crate::folder;
 use crate::keys::{Keys, KeysFault, NewKey};
 use crate::publish::Publisher;
 use crate::seal::file::{self, Kek};
-use crate::seal::{self, Envelope, FACT, Kms, Made, PEPPER, SealFault};
+use crate::seal::{self, Envelope, FACT, Kms, Made, Name, PEPPER, SealFault};
 use crate::store::{Store, StoreFault, Target};
 
 /// What the first start made. The key is shown once and kept nowhere.
@@ -196,12 +196,14 @@ pub async fn init(
         0o400,
         certificate.chain.as_bytes(),
     )?;
-    write(
-        &place.secrets.join(certificates::KEY),
-        0o400,
-        certificate.key.as_bytes(),
-    )?;
-    let (node, created) = Box::pin(make_database(&place, target, made, clock)).await?;
+    let (node, created) = Box::pin(make_database(
+        &place,
+        (target, kms),
+        made,
+        &certificate,
+        clock,
+    ))
+    .await?;
     place.finish()?;
     let Some(created) = created else {
         return Err(BootstrapFault::Joined(node));
@@ -290,8 +292,9 @@ pub fn write_first_key(secrets: &Path, text: &str) -> Result<PathBuf, BootstrapF
 /// `None`: the store has keys of other nodes already.
 async fn make_database(
     place: &Place,
-    target: &Target,
+    (target, kms): (&Target, &Kms),
     made: Option<Made>,
+    certificate: &self_signed::Pem,
     clock: &Clock,
 ) -> Result<(String, Option<crate::keys::Created>), BootstrapFault> {
     let store = Store::open(target).await?;
@@ -310,7 +313,8 @@ async fn make_database(
     if store.is_shared() {
         // A store of many nodes can't say which of them this is.
         write(&place.state.join(NODE), 0o600, node.as_bytes())?;
-        if store.fact(PEPPER).await?.is_some() {
+        if let Some((envelope, _pepper)) = Envelope::open(&store, kms, &place.secrets).await? {
+            keep_pair(&store, &envelope, &node, certificate, clock).await?;
             store.close().await;
             return Ok((node, None));
         }
@@ -328,6 +332,8 @@ async fn make_database(
     // All or none: of two nodes that begin at the same time one makes the secrets, the other is refused and joins
     // when it is started again.
     store.add_facts(&facts).await?;
+    // Before the first key: from then on the folder counts as whole.
+    keep_pair(&store, &envelope, &node, certificate, clock).await?;
 
     let (to, log) = audit_log::open(AuditSpec {
         dir: place.audit.clone(),
@@ -359,6 +365,25 @@ async fn make_database(
         return Err(AuditFault::Unwritten.into());
     }
     Ok((node, Some(created)))
+}
+
+/// The node's private key lies in no file: sealed, in the store, with its certificate.
+async fn keep_pair(
+    store: &Store,
+    envelope: &Envelope,
+    node: &str,
+    certificate: &self_signed::Pem,
+    clock: &Clock,
+) -> Result<(), BootstrapFault> {
+    let name = Name::TlsPair {
+        node: node.to_owned(),
+    };
+    let pem = Zeroizing::new(format!("{}{}", certificate.chain, *certificate.key));
+    let now = clock::seconds(clock());
+    let kept = envelope
+        .keep(store, &name, None, pem.as_bytes(), now)
+        .await?;
+    Ok(kept.commit().await?)
 }
 
 /// Where everything lies in a data folder.

@@ -1,9 +1,10 @@
-//! The server's certificate: made by itself on the first start, read at each.
+//! The server's certificate: made by itself on the first start and before its end, read at each start.
 //!
 //! Decides what a readable pair is and when to warn of its end. It doesn't serve TLS and never shows the private key.
 //! Called by `bootstrap` (making) and the wiring (reading).
 
 mod der;
+pub mod keeper;
 pub mod self_signed;
 
 use std::fmt::Write;
@@ -12,9 +13,12 @@ use std::path::{Path, PathBuf};
 use aws_lc_rs::digest;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use zeroize::Zeroizing;
 
+use crate::audit_log::AuditFault;
 use crate::clock;
 use crate::folder::{self, Secret};
+use crate::seal::SealFault;
 
 /// Why there is no certificate.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -59,6 +63,12 @@ pub enum CertificateFault {
         "the certificate couldn't be made ({0}). Check the kernel's log for its source of randomness"
     )]
     Make(String),
+    /// The store that keeps it, or what it is sealed with.
+    #[error(transparent)]
+    Seal(#[from] SealFault),
+    /// The audit log.
+    #[error(transparent)]
+    Audit(#[from] AuditFault),
 }
 
 /// Reads `tls.crt` (the chain, own certificate first) and `tls.key` in `secrets`.
@@ -82,16 +92,35 @@ pub fn load(
         return Err(CertificateFault::Content { path, what });
     }
     let path = secrets.join(KEY);
-    let text = match folder::read_secret(&path, MOST_KEY_BYTES) {
-        Ok(Secret::Bytes(text)) => text,
-        Ok(Secret::Exposed(mode)) => return Err(CertificateFault::Exposed { path, mode }),
-        Err(cause) => return Err(file(&path, &cause)),
-    };
+    let text = key_text(&path)?;
     let key = PrivateKeyDer::from_pem_slice(&text).map_err(|_form| CertificateFault::Content {
         path,
         what: "private key",
     })?;
     Ok((chain, key))
+}
+
+/// Chain and key as they lie in `secrets`, in one text.
+fn bundle(secrets: &Path) -> Result<Zeroizing<Vec<u8>>, CertificateFault> {
+    let path = secrets.join(CHAIN);
+    let chain = std::fs::read(&path).map_err(|cause| CertificateFault::File {
+        path,
+        cause: cause.to_string(),
+    })?;
+    let key = key_text(&secrets.join(KEY))?;
+    Ok(Zeroizing::new([&chain, &b"\n"[..], &key].concat()))
+}
+
+fn key_text(path: &Path) -> Result<Zeroizing<Vec<u8>>, CertificateFault> {
+    let path = path.to_path_buf();
+    match folder::read_secret(&path, MOST_KEY_BYTES) {
+        Ok(Secret::Bytes(text)) => Ok(text),
+        Ok(Secret::Exposed(mode)) => Err(CertificateFault::Exposed { path, mode }),
+        Err(cause) => Err(CertificateFault::File {
+            path,
+            cause: cause.to_string(),
+        }),
+    }
 }
 
 /// The certificate's SHA-256 as `AB:CD:…`, as browsers show it.

@@ -14,6 +14,7 @@ mod envelope;
 mod fault;
 pub mod file;
 mod health;
+mod kept;
 pub mod pkcs11;
 pub mod vault;
 
@@ -30,6 +31,7 @@ pub use envelope::{Envelope, SEALED};
 pub(crate) use envelope::{FACT, Made, PEPPER, read, written};
 pub use fault::SealFault;
 pub use health::{Health, KmsState};
+pub(crate) use kept::{Kept, Name};
 
 /// What a provider answers, in its own time.
 pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, SealFault>> + Send + 'a>>;

@@ -132,6 +132,11 @@ impl Secrets {
         Ok(sealed)
     }
 
+    /// What seals, and where it lies.
+    pub(crate) const fn parts(&self) -> (&Envelope, &Store) {
+        (&self.envelope, &self.store)
+    }
+
     /// What is known of the key service.
     #[must_use]
     pub const fn health(&self) -> &Health {

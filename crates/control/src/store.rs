@@ -1,4 +1,4 @@
-//! What is kept: keys and their secrets' digests, projects, usage, nodes, and a few facts.
+//! What is kept: keys and their secrets' digests, projects, usage, nodes, sealed secrets, and a few facts.
 //!
 //! One [`Store`] over two databases: SQLite in the data folder (`sqlite`) or PostgreSQL (`postgres`); the acts
 //! below are one SQL text for both. It decides how rows are written and what a failing database means to people. It
@@ -12,6 +12,7 @@ mod keys;
 mod nodes;
 mod postgres;
 mod projects;
+mod sealed;
 mod sqlite;
 mod usage;
 

@@ -20,6 +20,7 @@ mod probe;
 mod project;
 mod secret;
 mod store;
+mod tls;
 mod usage;
 
 /// The guarded front of your own language model.
@@ -63,6 +64,8 @@ enum Command {
     Secret(secret::SecretArgs),
     /// Move the database to a server
     Store(store::StoreArgs),
+    /// Print the certificate that clients must trust
+    Tls(tls::TlsArgs),
     /// Print what keys, projects and models used
     Usage(usage::UsageArgs),
     /// Load models and look after them
@@ -182,6 +185,7 @@ fn act(command: Command, places: &Places) -> Result<(), Failure> {
         Command::Project(args) => project::run(args, places),
         Command::Secret(args) => secret::run(&args, places),
         Command::Store(args) => store::run(&args, places),
+        Command::Tls(args) => tls::run(&args, places),
         Command::Usage(args) => usage::run(&args, places),
         Command::Model(args) => {
             let glance = config::glance(places)?;

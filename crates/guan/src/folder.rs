@@ -76,6 +76,47 @@ impl Folder {
         self.path.join("secrets/first-key")
     }
 
+    /// Writes the certificate where clients look for it, whole or not at all, and removes the private key that an
+    /// older version left beside it.
+    ///
+    /// # Errors
+    /// When it is no certificate, or can't be written.
+    pub(crate) fn publish_certificate(&self, chain: &str) -> io::Result<()> {
+        let is_chain = chain.len() <= MOST_CHAIN
+            && chain.starts_with("-----BEGIN CERTIFICATE-----\n")
+            && !chain.contains("PRIVATE");
+        if !is_chain {
+            return Err(io::Error::other("that is no certificate in PEM form"));
+        }
+        let secrets = self.path.join("secrets");
+        let (file, key) = (secrets.join("tls.crt"), secrets.join("tls.key"));
+        if !std::fs::read(&file).is_ok_and(|old| old == chain.as_bytes()) {
+            let new = secrets.join("tls.crt.new");
+            let absent = |e: io::Error| match e.kind() {
+                io::ErrorKind::NotFound => Ok(()),
+                _ => Err(e),
+            };
+            std::fs::remove_file(&new).or_else(absent)?;
+            let mut written = OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .mode(0o400)
+                .open(&new)?;
+            written.write_all(chain.as_bytes())?;
+            written.sync_all()?;
+            std::fs::rename(&new, &file)?;
+        }
+        match std::fs::remove_file(&key) {
+            Ok(()) => tracing::info!(
+                "{} is gone: the key lies sealed in the store",
+                key.display()
+            ),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(e),
+        }
+        File::open(&secrets)?.sync_all()
+    }
+
     /// Makes a folder below this one that is there for sure afterwards.
     ///
     /// # Errors
@@ -206,6 +247,9 @@ fn is_later_part(name: &str) -> bool {
         .and_then(|(_, part)| part.parse::<u32>().ok())
         .is_some_and(|part| part > 1)
 }
+
+/// No chain is longer, bytes.
+const MOST_CHAIN: usize = 64 << 10;
 
 #[cfg(test)]
 mod tests {

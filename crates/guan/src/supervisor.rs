@@ -31,6 +31,7 @@ mod token;
 mod finish;
 
 pub(crate) use start::engine_program;
+pub(crate) use welcome::fingerprint;
 
 use child::{FIRST_LISTENER_FD, Gateway};
 use worker::{Turn, Worker};

@@ -36,6 +36,7 @@ use rules::limit::Rate;
 use rules::policy::effective;
 use rules::snapshot::Key;
 use tokio::io::AsyncReadExt;
+use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 use wire::control::{Decoder, Start, ToGateway, ToSupervisor, WorkerState, encode};
 
@@ -43,6 +44,7 @@ use crate::config::reference::Opener;
 use crate::config::{self, Config};
 
 mod reload;
+mod tls;
 
 use reload::{Asking, read_config};
 
@@ -106,7 +108,7 @@ fn live(supervisor: &mut UnixStream) -> Result<(), Reason> {
         .build()?;
     let local = LocalSet::new();
     let (log, slots) = local.block_on(&runtime, async {
-        let (house, config) = Box::pin(House::build(&start, config, clock)).await?;
+        let (house, config) = Box::pin(House::build(&start, config, clock, supervisor)).await?;
         let cores = serve::start(&house.gateway, listeners)?;
         house.serve_admin(admin)?;
         say(supervisor, &ToSupervisor::Ready);
@@ -133,30 +135,46 @@ struct House {
     store: Store,
     secrets: Secrets,
     envelope: Envelope,
-    /// `[kms]` of the config in force, and how often it is asked.
-    kms: Arc<ArcSwap<(Kms, Duration)>>,
+    in_force: Arc<ArcSwap<InForce>>,
+    /// Certificates that were made while this gateway runs.
+    renewals: mpsc::Receiver<String>,
     log: Log,
     clock: Clock,
 }
 
+/// What goes on beside the requests reads of the config in force.
+struct InForce {
+    kms: Kms,
+    /// How often that one is asked whether it is there.
+    kms_check_every: Duration,
+    /// Names for the next certificate.
+    names: Vec<String>,
+}
+
+impl InForce {
+    fn of(config: &Config) -> Self {
+        Self {
+            kms: config.kms.clone(),
+            kms_check_every: config.kms_check_every,
+            names: config.names.clone(),
+        }
+    }
+}
+
 impl House {
-    async fn build(start: &Start, config: Config, clock: Clock) -> Result<(Self, Config), Reason> {
+    async fn build(
+        start: &Start,
+        config: Config,
+        clock: Clock,
+        supervisor: &mut UnixStream,
+    ) -> Result<(Self, Config), Reason> {
         let data = Path::new(&start.data);
         let (opened, config) = Box::pin(opened(start, config, clock)).await?;
         let (store, pepper, node) = (opened.store, opened.pepper, opened.node);
         let audit = data.join("state/audit");
         let now = clock.unix_ns();
         let mut past = audit_log::past_calls(&audit, now.saturating_sub(REBUILD));
-        let (entries, log) = audit_log::open(AuditSpec {
-            dir: audit.clone(),
-            node: node.clone(),
-            generation: start.generation,
-            clock: control::clock::system(),
-            fsync: match config.audit_fsync {
-                config::Fsync::Interval => audit_log::Fsync::Interval,
-                config::Fsync::Each => audit_log::Fsync::Each,
-            },
-        })?;
+        let (entries, log) = audit_log::open(chain_of(start, &config, &node, &audit))?;
         let trail = Trail::new(entries.clone(), log.healthy(), |ns| {
             control::clock::rfc3339_nanos(i128::from(ns))
         });
@@ -165,12 +183,18 @@ impl House {
         past.extend(replay(start, &audit, &trail, &by_id, clock).await?);
         let limits = rebuilt(&mut past, &known, &by_id, &config);
         drop(by_id);
-        let (ask, questions) = tokio::sync::mpsc::channel(publish::MOST_ASKED);
-        let (chain, key) = control::certificates::load(&data.join("secrets"))?;
+        let (ask, questions) = mpsc::channel(publish::MOST_ASKED);
+        let in_force = Arc::new(ArcSwap::from_pointee(InForce::of(&config)));
+        let secrets = secrets(&opened.envelope, &store, entries.clone(), &in_force, data);
+        let keeper = tls::keeper(&secrets, &entries, &node, data);
+        let (tls, published) = tls::taken_up(keeper.open(&config.names).await?)?;
+        if let Some(chain) = published {
+            say(supervisor, &ToSupervisor::Certificate { chain });
+        }
         let gateway = Arc::new(Gateway::new(Parts {
             settings: config.settings.clone(),
             keys: known,
-            tls: gateway::door::handshake::server_config(chain, key)?,
+            tls,
             pepper: pepper.clone(),
             limits,
             slots: Slots::create(&slots_of(data, start.generation))?,
@@ -198,25 +222,18 @@ impl House {
             store.clone(),
             pepper,
             publisher,
-            entries.clone(),
+            entries,
             control::clock::system(),
         );
-        let kms = (config.kms.clone(), config.kms_check_every);
-        let kms = Arc::new(ArcSwap::from_pointee(kms));
-        let secrets = secrets(&opened.envelope, &store, entries, &kms, data);
-        let every = Arc::clone(&kms);
-        // It ends with this process's local set.
-        let watching = secrets.clone().watch(move || every.load().1);
-        drop(tokio::task::spawn_local(async move {
-            watching.await;
-        }));
+        let renewals = tls::look_after(&secrets, keeper, &gateway, &in_force);
         let house = Self {
             gateway,
             keys,
             store,
             secrets,
             envelope: opened.envelope,
-            kms,
+            in_force,
+            renewals,
             log,
             clock,
         };
@@ -248,7 +265,7 @@ impl House {
 
     /// Does what the supervisor asks, until it asks for the end.
     async fn obey(
-        self,
+        mut self,
         supervisor: &mut UnixStream,
         mut decoder: Decoder,
         start: &Start,
@@ -283,6 +300,9 @@ impl House {
                         return Err("the supervisor is gone".into());
                     }
                     decoder.push(bytes.get(..read).unwrap_or_default());
+                }
+                Some(chain) = self.renewals.recv() => {
+                    say(supervisor, &ToSupervisor::Certificate { chain });
                 }
                 said = reload::said(&mut asking) => {
                     if let Some(good) = asking.take() {
@@ -351,21 +371,35 @@ async fn opened(start: &Start, config: Config, clock: Clock) -> Result<(Opened, 
     Ok((opened, config))
 }
 
+/// This generation's audit chain.
+fn chain_of(start: &Start, config: &Config, node: &str, audit: &Path) -> AuditSpec {
+    AuditSpec {
+        dir: audit.to_path_buf(),
+        node: node.to_owned(),
+        generation: start.generation,
+        clock: control::clock::system(),
+        fsync: match config.audit_fsync {
+            config::Fsync::Interval => audit_log::Fsync::Interval,
+            config::Fsync::Each => audit_log::Fsync::Each,
+        },
+    }
+}
+
 /// What acts on secrets, by `[kms]` as it is then.
 fn secrets(
     envelope: &Envelope,
     store: &Store,
-    entries: tokio::sync::mpsc::Sender<rules::chain::Entry>,
-    kms: &Arc<ArcSwap<(Kms, Duration)>>,
+    entries: mpsc::Sender<rules::chain::Entry>,
+    in_force: &Arc<ArcSwap<InForce>>,
     data: &Path,
 ) -> Secrets {
-    let now = Arc::clone(kms);
+    let now = Arc::clone(in_force);
     Secrets::new(
         envelope.clone(),
         store.clone(),
         entries,
         control::clock::system(),
-        Arc::new(move || now.load().0.clone()),
+        Arc::new(move || now.load().kms.clone()),
         data.join("secrets"),
     )
 }
@@ -392,7 +426,7 @@ fn rebuilt(
 /// this process's local set.
 fn attend(
     gateway: &Arc<Gateway>,
-    (publisher, questions): (&Publisher, tokio::sync::mpsc::Receiver<publish::Question>),
+    (publisher, questions): (&Publisher, mpsc::Receiver<publish::Question>),
     (store, audit): (&Store, PathBuf),
     node: NodeRow,
 ) {

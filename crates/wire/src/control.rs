@@ -117,6 +117,12 @@ pub enum ToSupervisor {
         /// What.
         why: String,
     },
+    /// This certificate is served, and its private key lies sealed in the store: publish it where clients look for
+    /// it, and remove the key that may still lie beside it in the clear.
+    Certificate {
+        /// The chain, PEM.
+        chain: String,
+    },
     /// All calls have ended; the process ends next.
     Drained,
 }

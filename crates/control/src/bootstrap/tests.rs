@@ -6,6 +6,9 @@ use std::task::Poll;
 
 use sqlx::ConnectOptions;
 
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+
 use super::*;
 
 /// On SQLite in the folder, as a config says that says nothing.
@@ -69,9 +72,10 @@ async fn a_first_start_makes_a_private_folder_and_a_key_that_opens_it() {
     ] {
         assert_eq!(mode(&data.join(folder)), 0o700, "{folder}");
     }
-    for file in ["kek", "tls.crt", "tls.key"] {
+    for file in ["kek", "tls.crt"] {
         assert_eq!(mode(&data.join("secrets").join(file)), 0o400, "{file}");
     }
+    assert!(!data.join("secrets/tls.key").exists());
     assert_eq!(mode(&data.join("state/guan.db")), 0o600);
     assert!(data.join("models").is_dir() && is_ready(&data));
     assert!(!data.join("state/unfinished").exists());
@@ -85,11 +89,15 @@ async fn a_first_start_makes_a_private_folder_and_a_key_that_opens_it() {
         (&*key.role, &*key.name, key.id),
         ("admin", "first key", first.key_id)
     );
-    let (chain, _key) = certificates::load(&data.join("secrets")).unwrap();
-    assert_eq!(
-        certificates::fingerprint_sha256(&chain[0]),
-        first.fingerprint
-    );
+    let text = fs::read(data.join("secrets/tls.crt")).unwrap();
+    let own = CertificateDer::from_pem_slice(&text).unwrap();
+    assert_eq!(certificates::fingerprint_sha256(&own), first.fingerprint);
+    let name = Name::TlsPair {
+        node: first.node.clone(),
+    };
+    let kept = opened.envelope.kept(&opened.store, &name).await.unwrap();
+    let kept = kept.unwrap().plain;
+    assert!(kept.starts_with(&text) && String::from_utf8_lossy(&kept).contains("PRIVATE KEY"));
     let audit =
         fs::read_to_string(data.join(format!("state/audit/{}-0.jsonl", first.node))).unwrap();
     assert!(audit.contains("key-create") && audit.contains("chain-end"));

@@ -7,6 +7,8 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use aws_lc_rs::rand;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use rcgen::{
     CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
     KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType, SerialNumber,
@@ -63,7 +65,7 @@ pub fn make(names: &[String], now: i64) -> Result<Pem, CertificateFault> {
     params.distinguished_name = DistinguishedName::new();
     params
         .distinguished_name
-        .push(DnType::OrganizationName, "Guan, self-signed");
+        .push(DnType::OrganizationName, ORGANIZATION);
     params.is_ca = IsCa::ExplicitNoCa;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
@@ -71,10 +73,30 @@ pub fn make(names: &[String], now: i64) -> Result<Pem, CertificateFault> {
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(|cause| failed(&cause))?;
     let certificate = params.self_signed(&key).map_err(|cause| failed(&cause))?;
     Ok(Pem {
-        chain: certificate.pem(),
+        chain: pem(certificate.der()),
         key: Zeroizing::new(key.serialize_pem()),
         der: certificate.der().to_vec(),
     })
+}
+
+/// Whether a certificate is one that [`make`] made: issuer and subject carry our word.
+pub(super) fn is_ours(der: &[u8]) -> bool {
+    der.windows(ORGANIZATION.len())
+        .filter(|part| *part == ORGANIZATION.as_bytes())
+        .count()
+        >= 2
+}
+
+/// A certificate as PEM.
+pub(super) fn pem(der: &[u8]) -> String {
+    let text = STANDARD.encode(der);
+    let mut out = String::from("-----BEGIN CERTIFICATE-----\n");
+    for line in text.as_bytes().chunks(64) {
+        out.extend(line.iter().map(|&letter| char::from(letter)));
+        out.push('\n');
+    }
+    out.push_str("-----END CERTIFICATE-----\n");
+    out
 }
 
 fn alternative_names(given: &[String]) -> Result<Vec<SanType>, CertificateFault> {
@@ -129,5 +151,7 @@ fn is_label(label: &str) -> bool {
         && !label.ends_with('-')
 }
 
+/// Whose it is, for people.
+const ORGANIZATION: &str = "Guan, self-signed";
 /// The most that browsers accept.
 const VALID_DAYS: i64 = 397;

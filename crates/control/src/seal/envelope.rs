@@ -86,6 +86,15 @@ impl Envelope {
         self.key.seal(what, plain)
     }
 
+    /// Opens what [`Self::seal`] made with the same `what`.
+    pub(crate) fn open_sealed(
+        &self,
+        what: &str,
+        blob: &[u8],
+    ) -> Result<Zeroizing<Vec<u8>>, SealFault> {
+        self.key.open(what, blob)
+    }
+
     /// A value for the config file: `sealed:…`.
     pub(crate) fn seal_value(&self, plain: &str) -> Result<String, SealFault> {
         let blob = self.key.seal(VALUE, plain.as_bytes())?;

@@ -43,6 +43,8 @@ impl Store {
             .fetch_all(pool).await)?;
         let cursors: Vec<(String, i64, i64)> = read!(self, pool => sqlx::query_as(
             "SELECT chain, seq, offset_bytes FROM cursors").fetch_all(pool).await)?;
+        let sealed: Vec<(String, Vec<u8>, i64)> = read!(self, pool => sqlx::query_as(
+            "SELECT name, value, changed_at FROM secrets").fetch_all(pool).await)?;
         let copied = Copied {
             keys: keys.len(),
             projects: projects.len(),
@@ -80,6 +82,11 @@ impl Store {
             within!(&mut tx, c => sqlx::query(
                 "INSERT INTO cursors (chain, seq, offset_bytes) VALUES ($1, $2, $3)")
                 .bind(chain).bind(seq).bind(offset).execute(c).await.map(drop))?;
+        }
+        for (name, value, at) in sealed {
+            within!(&mut tx, c => sqlx::query(
+                "INSERT INTO secrets (name, value, changed_at) VALUES ($1, $2, $3)")
+                .bind(name).bind(value).bind(at).execute(c).await.map(drop))?;
         }
         tx.commit().await?;
         Ok(copied)

@@ -182,7 +182,8 @@ const CONNECTIONS: u32 = 6;
 const STATEMENT_MS: &str = "60000";
 
 /// Never changed once released: a new schema is a new entry. Each ends with its own number.
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[
+    "
 CREATE TABLE guan_schema (version BIGINT NOT NULL);
 INSERT INTO guan_schema VALUES (1);
 CREATE TABLE meta (
@@ -253,7 +254,16 @@ CREATE TABLE nodes (
     version TEXT NOT NULL,
     config TEXT NOT NULL
 );
-"];
+",
+    "
+CREATE TABLE secrets (
+    name TEXT PRIMARY KEY,
+    value BYTEA NOT NULL,
+    changed_at BIGINT NOT NULL
+);
+UPDATE guan_schema SET version = 2;
+",
+];
 
 #[cfg(test)]
 mod tests;

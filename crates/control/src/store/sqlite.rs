@@ -253,6 +253,13 @@ CREATE TABLE nodes (
     config TEXT NOT NULL
 ) STRICT, WITHOUT ROWID;
 PRAGMA user_version = 2;
+", "
+CREATE TABLE secrets (
+    name TEXT PRIMARY KEY,
+    value BLOB NOT NULL,
+    changed_at INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+PRAGMA user_version = 3;
 "];
 
 #[cfg(test)]

@@ -61,6 +61,28 @@ async fn keys_that_are_due_for_a_new_secret_are_counted_as_they_are_listed() {
 }
 
 #[tokio::test]
+async fn a_sealed_thing_is_replaced_only_by_who_has_read_it() {
+    for bench in benches().await {
+        let store = &bench.store;
+        assert_eq!(store.sealed("a").await.unwrap(), None);
+        let dropped = store.keep_sealed("a", None, b"never", NOW).await.unwrap();
+        drop(dropped);
+        assert_eq!(store.sealed("a").await.unwrap(), None);
+        let first = store.keep_sealed("a", None, b"1", NOW).await.unwrap();
+        first.commit().await.unwrap();
+        for old in [None, Some(&b"0"[..])] {
+            let late = store.keep_sealed("a", old, b"2", NOW).await;
+            assert_eq!(late.unwrap_err(), StoreFault::Taken);
+        }
+        let second = store.keep_sealed("a", Some(b"1"), b"2", NOW).await.unwrap();
+        second.commit().await.unwrap();
+        assert_eq!(store.sealed("a").await.unwrap().unwrap(), b"2");
+        let absent = store.keep_sealed("b", Some(b"1"), b"2", NOW).await;
+        assert_eq!(absent.unwrap_err(), StoreFault::Taken);
+    }
+}
+
+#[tokio::test]
 async fn a_key_reads_back_as_it_was_written_and_pages_join() {
     for bench in benches().await {
         let project = NewProject {
@@ -387,6 +409,8 @@ async fn a_copy_has_everything_and_never_goes_into_a_store_that_is_used() {
         .revoke(gone.id.as_str(), "local:0")
         .await
         .unwrap();
+    let kept = bench.store.keep_sealed("a", None, b"blob", NOW).await;
+    kept.unwrap().commit().await.unwrap();
     let to = Store::open(&target).await.unwrap();
     let copied = bench.store.copy_to(&to).await.unwrap();
     assert_eq!((copied.keys, copied.projects), (2, 1));
@@ -396,6 +420,7 @@ async fn a_copy_has_everything_and_never_goes_into_a_store_that_is_used() {
     );
     assert_eq!(to.fact("pepper").await.unwrap().unwrap(), b"sealed");
     assert_eq!(to.fact("node").await.unwrap(), None);
+    assert_eq!(to.sealed("a").await.unwrap().unwrap(), b"blob");
     let keys = crate::publish::load(&to).await.unwrap();
     for (text, good) in [
         (&first.text, true),

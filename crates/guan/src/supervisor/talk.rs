@@ -65,6 +65,11 @@ impl Supervisor {
                 self.asked = None;
                 tracing::warn!("the config file is good but not in force yet: {why}");
             }
+            ToSupervisor::Certificate { chain } => {
+                if let Err(fault) = self.folder.publish_certificate(&chain) {
+                    tracing::error!("the certificate can't be published: {fault}");
+                }
+            }
             // The process ends next; its end is what counts.
             ToSupervisor::Drained if self.stops > 0 => {}
             // A gateway that failed while running says why before it ends.

@@ -84,7 +84,7 @@ fn base_url(address: SocketAddr) -> String {
 }
 
 /// SHA-256 of the server's certificate, as browsers show it.
-fn fingerprint(chain: &Path) -> Option<String> {
+pub(crate) fn fingerprint(chain: &Path) -> Option<String> {
     let first = CertificateDer::pem_file_iter(chain).ok()?.next()?.ok()?;
     Some(control::certificates::fingerprint_sha256(&first))
 }

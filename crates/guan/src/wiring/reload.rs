@@ -14,7 +14,7 @@ use control::store::Store;
 use gateway::state::Clock;
 use wire::control::{Start, ToSupervisor};
 
-use super::House;
+use super::{House, InForce};
 use crate::config::reference::Opener;
 use crate::config::{self, Config};
 
@@ -79,8 +79,7 @@ impl House {
         }
         let next = asked.next;
         self.gateway.take_up(next.settings.clone());
-        let kms = (next.kms.clone(), next.kms_check_every);
-        self.kms.store(Arc::new(kms));
+        self.in_force.store(Arc::new(InForce::of(&next)));
         *config = next;
         self.gateway.config_stale.store(false, Ordering::Relaxed);
         ToSupervisor::Applied

@@ -311,6 +311,18 @@ fn a_node_with_another_key_encryption_key_does_not_start() {
     std::fs::remove_file(&kek).unwrap();
     std::fs::copy(one.data().join("secrets/kek"), &kek).unwrap();
     assert!(words().contains("joins the nodes"));
+    // Nor does a node that has joined, when its key is exchanged.
+    std::fs::remove_file(&kek).unwrap();
+    std::fs::copy(other.data().join("secrets/kek"), &kek).unwrap();
+    let done = testkit::server::command(guan(), folder.path(), &["serve"])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert_eq!(done.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("secrets/kek is not the key that this was sealed with"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -322,6 +334,10 @@ fn a_copied_store_has_every_key_valid() {
     let config = in_front_of(&upstream.url()) + ROLES;
     let mut guan = Guan::start(guan(), &config);
     let (_id, key) = make(&guan, &["--role", "fast"]);
+    let value = crate::secrets::sealed(&guan, "sk-upstream-hunter2");
+    let config = format!("{}key = \"{value}\"\n{ROLES}", in_front_of(&upstream.url()));
+    let certificate = guan.data().join("secrets/tls.crt");
+    let served = std::fs::read(&certificate).unwrap();
     let running = guan.run(&["store", "copy", "--to", &url]);
     assert!(String::from_utf8_lossy(&running.stderr).contains("stop it first"));
     assert_eq!(guan.stop(), Some(0));
@@ -336,6 +352,11 @@ fn a_copied_store_has_every_key_valid() {
     guan.serve();
     assert_eq!(guan.client().with_key(&key).chat(CHAT).status, 200);
     assert_eq!(guan.admin().chat(CHAT).status, 200);
+    // What was sealed opens from there: the model server's key, and the certificate's.
+    let received = upstream.received();
+    let sent = received.last().unwrap().header("authorization");
+    assert_eq!(sent, ["Bearer sk-upstream-hunter2"]);
+    assert_eq!(std::fs::read(&certificate).unwrap(), served);
 }
 
 /// A key that has our form and that nobody made.

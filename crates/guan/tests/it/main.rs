@@ -9,6 +9,7 @@ mod records;
 mod secrets;
 mod start;
 mod taken_back;
+mod tls;
 mod tokens;
 mod transport;
 mod typed;

@@ -45,7 +45,7 @@ async fn a_newer_schema_and_another_programs_database_are_refused() {
             fault,
             StoreFault::TooNew {
                 found: 99,
-                known: 1,
+                known: 2,
                 ..
             }
         ),
