@@ -3,7 +3,9 @@
 //! Decides who may connect (by the peer's uid, which the kernel vouches for) and how acts and faults look as JSON.
 //! It holds no rule of its own: every act is one of [`Keys`]. Called by the wiring.
 
+mod ask;
 mod keys;
+mod precondition;
 mod projects;
 mod secrets;
 mod serve;
@@ -30,6 +32,7 @@ use crate::seal::SealFault;
 use crate::secrets::{Secrets, SecretsFault};
 use crate::store::{Store, StoreFault};
 
+pub use ask::{Asked, ask};
 pub use serve::serve;
 
 /// The roles of the config file as it is now.
@@ -69,7 +72,10 @@ pub struct Peer {
 pub fn router(state: ApiState) -> Router {
     Router::new()
         .route("/admin/v1/keys", get(keys::list).post(keys::create))
-        .route("/admin/v1/keys/{id}", get(keys::show).delete(keys::revoke))
+        .route(
+            "/admin/v1/keys/{id}",
+            get(keys::show).patch(keys::change).delete(keys::revoke),
+        )
         .route("/admin/v1/keys/{id}/rotate", post(keys::rotate))
         .route(
             "/admin/v1/keys/import",
@@ -79,7 +85,10 @@ pub fn router(state: ApiState) -> Router {
             "/admin/v1/projects",
             get(projects::list).post(projects::create),
         )
-        .route("/admin/v1/projects/{id}", get(projects::show))
+        .route(
+            "/admin/v1/projects/{id}",
+            get(projects::show).patch(projects::change),
+        )
         .route("/admin/v1/projects/{id}/enable", post(projects::enable))
         .route("/admin/v1/projects/{id}/disable", post(projects::disable))
         .route("/admin/v1/secrets", get(secrets::status))
@@ -113,6 +122,7 @@ struct ApiFault {
     status: StatusCode,
     message: String,
     param: Option<&'static str>,
+    code: Option<&'static str>,
 }
 
 impl ApiFault {
@@ -121,6 +131,7 @@ impl ApiFault {
             status,
             message,
             param: None,
+            code: None,
         }
     }
 
@@ -129,6 +140,7 @@ impl ApiFault {
             status: StatusCode::BAD_REQUEST,
             message,
             param,
+            code: None,
         }
     }
 
@@ -155,6 +167,7 @@ impl From<KeysFault> for ApiFault {
             KeysFault::Expiry { .. } => (StatusCode::BAD_REQUEST, Some("expires_at")),
             KeysFault::Never => (StatusCode::BAD_REQUEST, Some("not_before")),
             KeysFault::Own { what, .. } => (StatusCode::BAD_REQUEST, Some(*what)),
+            KeysFault::Changed => (StatusCode::PRECONDITION_FAILED, Some("If-Match")),
             KeysFault::Overlap => (StatusCode::BAD_REQUEST, Some("overlap_seconds")),
             KeysFault::Import { .. } => (StatusCode::BAD_REQUEST, Some("list")),
             KeysFault::Project(_) => (StatusCode::NOT_FOUND, Some("project")),
@@ -187,10 +200,12 @@ impl From<KeysFault> for ApiFault {
             }
             _ => fault.to_string(),
         };
+        let code = matches!(fault, KeysFault::Changed).then_some("precondition_failed");
         Self {
             status,
             message,
             param,
+            code,
         }
     }
 }
@@ -221,7 +236,7 @@ impl IntoResponse for ApiFault {
             "message": self.message,
             "type": kind,
             "param": self.param,
-            "code": null,
+            "code": self.code,
         });
         let mut response = answer(self.status, &json!({ "error": error }));
         if self.status == StatusCode::SERVICE_UNAVAILABLE {

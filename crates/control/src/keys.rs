@@ -4,6 +4,7 @@
 //! exists, a revocation holds before its record is written; success is reported after both. It never keeps, logs or
 //! records a key's text. Called by `api` (while the server runs) and by `guan`'s commands (while none does).
 
+mod change;
 mod import;
 mod projects;
 
@@ -24,6 +25,8 @@ use crate::publish::Publisher;
 use crate::store::{Pending, Store, StoreFault};
 
 pub use crate::store::{KeyRow, ProjectRow, SecretRow};
+pub(crate) use change::time;
+pub use change::{Expected, KeyChange, ProjectChange};
 pub use import::{Foreign, ForeignKey, Imported, read_list};
 pub use projects::NewProject;
 
@@ -137,8 +140,15 @@ pub enum KeysFault {
         why: String,
     },
     /// It was taken back.
-    #[error("the key {0} is revoked: it gets no new secret. Make a new key")]
+    #[error(
+        "the key {0} is revoked: it gets no new secret and isn't changed any more. Make a new key"
+    )]
     IsRevoked(KeyId),
+    /// It isn't any more what the change was made for.
+    #[error(
+        "it was changed meanwhile; nothing was done. Look at it again, then change what is there now"
+    )]
+    Changed,
     /// An overlap that isn't one.
     #[error("an overlap is at most 90 days; give a shorter one, or --at-once")]
     Overlap,
@@ -306,10 +316,7 @@ impl Keys {
     /// # Errors
     /// [`KeysFault`].
     pub async fn show(&self, id_or_prefix: &str, roles: &Roles) -> Result<Shown, KeysFault> {
-        let id = self.named(id_or_prefix).await?;
-        let found = self.store.keys_named(id.as_str(), 1).await?;
-        let row = found.into_iter().next();
-        let row = row.ok_or_else(|| KeysFault::Unknown(id.to_string()))?;
+        let row = self.row(id_or_prefix).await?;
         let project = match &row.project {
             Some(name) => self.store.project(name).await?,
             None => None,
@@ -319,7 +326,7 @@ impl Keys {
             .get(&row.role)
             .map(|role| explain(role, own, Some(&row.own)));
         Ok(Shown {
-            secrets: self.store.secrets_of(id).await?,
+            secrets: self.store.secrets_of(row.id).await?,
             policy: policy.unwrap_or_default(),
             project_disabled: project.is_some_and(|project| !project.enabled),
             row,
@@ -385,17 +392,22 @@ impl Keys {
     }
 
     async fn named(&self, given: &str) -> Result<KeyId, KeysFault> {
+        self.row(given).await.map(|row| row.id)
+    }
+
+    /// The key of this id, or the only one whose id begins so.
+    async fn row(&self, given: &str) -> Result<KeyRow, KeysFault> {
         let letters = given.len() <= 12 && given.bytes().all(|byte| byte.is_ascii_alphanumeric());
         if !letters || given.len() < SHORTEST_PREFIX {
             return Err(KeysFault::NotAnId);
         }
-        let found = self.store.keys_named(given, 4).await?;
-        match found.as_slice() {
-            [] => Err(KeysFault::Unknown(given.to_owned())),
-            [one] => Ok(one.id),
-            several => Err(KeysFault::Ambiguous {
+        let mut found = self.store.keys_named(given, 4).await?;
+        match (found.pop(), found.as_slice()) {
+            (None, _) => Err(KeysFault::Unknown(given.to_owned())),
+            (Some(one), []) => Ok(one),
+            (Some(last), others) => Err(KeysFault::Ambiguous {
                 given: given.to_owned(),
-                found: joined(several.iter().map(|row| row.id.to_string())),
+                found: joined(others.iter().chain([&last]).map(|row| row.id.to_string())),
             }),
         }
     }
@@ -426,6 +438,10 @@ impl fmt::Debug for Keys {
 impl Keys {
     async fn check(&self, new: &NewKey, roles: &Roles, now: i64) -> Result<(), KeysFault> {
         check(new, roles, now)?;
+        self.check_project(new).await
+    }
+
+    async fn check_project(&self, new: &NewKey) -> Result<(), KeysFault> {
         if let Some(project) = &new.project
             && self
                 .store
@@ -455,6 +471,7 @@ fn row_of(new: NewKey, id: KeyId, last4: String, now: i64, actor: &str) -> KeyRo
         last4,
         own: new.own,
         notes: new.notes,
+        version: 1,
     }
 }
 
@@ -489,22 +506,37 @@ pub fn is_due(row: &KeyRow, roles: &Roles, now: i64) -> bool {
 }
 
 fn check(new: &NewKey, roles: &Roles, now: i64) -> Result<(), KeysFault> {
-    if !is_name(&new.name) {
-        return Err(KeysFault::Name { what: "name" });
-    }
-    if new.project.as_deref().is_some_and(|name| !is_name(name)) {
-        return Err(KeysFault::Name { what: "project" });
+    check_name(&new.name, "name")?;
+    if let Some(project) = &new.project {
+        check_name(project, "project")?;
     }
     check_notes(&new.notes)?;
     check_own(&new.own)?;
-    if !roles.contains_key(&new.role) {
-        return Err(KeysFault::Role {
-            given: new.role.chars().take(64).collect(),
-            known: joined(roles.keys().cloned()),
-        });
+    check_role(&new.role, roles)?;
+    check_times(new.not_before, new.expires_at, Some(now))
+}
+
+fn check_name(name: &str, what: &'static str) -> Result<(), KeysFault> {
+    if is_name(name) {
+        return Ok(());
     }
-    match (new.not_before, new.expires_at) {
-        (_, Some(at)) if at <= now => Err(KeysFault::Expiry {
+    Err(KeysFault::Name { what })
+}
+
+fn check_role(role: &str, roles: &Roles) -> Result<(), KeysFault> {
+    if roles.contains_key(role) {
+        return Ok(());
+    }
+    Err(KeysFault::Role {
+        given: role.chars().take(64).collect(),
+        known: joined(roles.keys().cloned()),
+    })
+}
+
+/// `now`: an end that has passed is no end to give. `None`: it was given before.
+fn check_times(from: Option<i64>, to: Option<i64>, now: Option<i64>) -> Result<(), KeysFault> {
+    match (from, to) {
+        (_, Some(at)) if now.is_some_and(|now| at <= now) => Err(KeysFault::Expiry {
             given: clock::rfc3339_seconds(at),
         }),
         (Some(from), Some(at)) if at <= from => Err(KeysFault::Never),

@@ -143,6 +143,14 @@ impl Bench {
         Some(seen.judge(&digest, now, [127, 0, 0, 1].into()).is_ok())
     }
 
+    /// What requests with this key would be narrowed to.
+    pub(crate) fn own_of(&self, text: &str) -> Option<rules::policy::Own> {
+        let digest = self.pepper.digest(text);
+        let seen = self.seen.lock().unwrap();
+        let own = seen.find(&digest)?.key.own.clone();
+        Some(own.map_or_else(Default::default, |own| own.as_ref().clone()))
+    }
+
     pub(crate) fn actions(&self) -> Vec<String> {
         let records = self.records.lock().unwrap();
         records.iter().map(|record| record.action.clone()).collect()

@@ -5,18 +5,19 @@ use axum::body::Bytes;
 use axum::extract::rejection::{BytesRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::response::Response;
-use http::StatusCode;
+use http::{HeaderMap, StatusCode};
 use rules::key::KeyId;
 use rules::policy::Own;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::precondition::{expected, tagged};
 use super::{
     ApiFault, ApiState, DEFAULT_PAGE, LARGEST_PAGE, Peer, actor, answer, query_fault, read, shown,
     shown_with, whole,
 };
 use crate::clock;
-use crate::keys::{Created, Foreign, NewKey, is_due, read_list};
+use crate::keys::{Created, Foreign, KeyChange, NewKey, is_due, read_list, time};
 
 pub(super) async fn list(
     State(state): State<ApiState>,
@@ -77,7 +78,24 @@ pub(super) async fn show(
             ("rotation_due", is_due(&key.row, &roles, now).into()),
         ],
     );
-    Ok(answer(StatusCode::OK, &body))
+    Ok(tagged(answer(StatusCode::OK, &body), key.row.version))
+}
+
+pub(super) async fn change(
+    State(state): State<ApiState>,
+    Extension(peer): Extension<Peer>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, ApiFault> {
+    let expected = expected(&headers)?;
+    let change: KeyChange = read(body)?;
+    let (keys, roles, actor) = (state.keys, (state.roles)(), actor(peer));
+    let row = whole(Box::pin(async move {
+        keys.change(&id, &expected, change, &roles, &actor).await
+    }))
+    .await?;
+    Ok(tagged(answer(StatusCode::OK, &shown(&row)), row.version))
 }
 
 pub(super) async fn rotate(
@@ -130,7 +148,8 @@ pub(super) async fn revoke(
 /// A key with its text: the only answers that carry one.
 fn once(status: StatusCode, created: &Created) -> Response {
     let text: &str = &created.text;
-    answer(status, &shown_with(&created.row, &[("key", text.into())]))
+    let shown = shown_with(&created.row, &[("key", text.into())]);
+    tagged(answer(status, &shown), created.row.version)
 }
 
 #[derive(Debug, Deserialize)]
@@ -181,13 +200,6 @@ impl CreateBody {
             notes: self.notes,
         })
     }
-}
-
-fn time(text: &str, param: &'static str) -> Result<i64, ApiFault> {
-    clock::parse_rfc3339(text).ok_or_else(|| {
-        let text = format!("{param} must be a time like 2030-12-31T23:59:59Z");
-        ApiFault::bad(text, Some(param))
-    })
 }
 
 #[derive(Debug, Deserialize)]

@@ -5,13 +5,14 @@ use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{Path, State};
 use axum::response::Response;
-use http::StatusCode;
+use http::{HeaderMap, StatusCode};
 use rules::policy::Own;
 use serde::Deserialize;
 use serde_json::json;
 
+use super::precondition::{expected, tagged};
 use super::{ApiFault, ApiState, Peer, actor, answer, read, shown, shown_with, whole};
-use crate::keys::NewProject;
+use crate::keys::{NewProject, ProjectChange};
 
 pub(super) async fn list(State(state): State<ApiState>) -> Result<Response, ApiFault> {
     let rows = state.keys.projects().await?;
@@ -35,17 +36,35 @@ pub(super) async fn create(
         async move { keys.create_project(new, &actor).await },
     ))
     .await?;
-    Ok(answer(StatusCode::CREATED, &shown(&row)))
+    Ok(tagged(
+        answer(StatusCode::CREATED, &shown(&row)),
+        row.version,
+    ))
 }
 
 pub(super) async fn show(
     State(state): State<ApiState>,
     Path(id): Path<String>,
 ) -> Result<Response, ApiFault> {
-    Ok(answer(
-        StatusCode::OK,
-        &shown(&state.keys.project(&id).await?),
-    ))
+    let row = state.keys.project(&id).await?;
+    Ok(tagged(answer(StatusCode::OK, &shown(&row)), row.version))
+}
+
+pub(super) async fn change(
+    State(state): State<ApiState>,
+    Extension(peer): Extension<Peer>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, ApiFault> {
+    let expected = expected(&headers)?;
+    let change: ProjectChange = read(body)?;
+    let (keys, actor) = (state.keys, actor(peer));
+    let row = whole(Box::pin(async move {
+        keys.change_project(&id, &expected, change, &actor).await
+    }))
+    .await?;
+    Ok(tagged(answer(StatusCode::OK, &shown(&row)), row.version))
 }
 
 pub(super) async fn enable(

@@ -114,6 +114,51 @@ async fn a_key_is_made_listed_and_taken_back() {
 }
 
 #[tokio::test]
+async fn what_exists_is_changed_by_whoever_has_seen_it_as_it_is() {
+    let socket = Socket::ours().await;
+    let (_, made) = socket.create(&json!({ "name": "a", "role": "user" })).await;
+    let path = format!("/admin/v1/keys/{}", made["id"].as_str().unwrap());
+    let patch = |tag: &str, body: &str| {
+        let length = body.len();
+        let head = format!("PATCH {path} HTTP/1.1\r\nhost: guan\r\ncontent-length: {length}\r\n");
+        format!("{head}{tag}\r\n{body}")
+    };
+    let body = r#"{"own":{"requests_per_minute":3}}"#;
+    for (tag, status, code) in [
+        ("", "428", "precondition_required"),
+        ("if-match: \"7\"\r\n", "412", "precondition_failed"),
+        ("if-match: W/\"1\"\r\n", "412", "precondition_failed"),
+        ("if-match: 1\r\n", "400", "null"),
+        ("if-match: \"1\"\r\n", "200", "requests_per_minute"),
+        ("if-match: \"1\"\r\n", "412", "precondition_failed"),
+    ] {
+        let answer = socket.raw(patch(tag, body).as_bytes()).await;
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status}")),
+            "{tag}: {answer}"
+        );
+        assert!(answer.contains(code), "{tag}: {answer}");
+        assert_eq!(status == "200", answer.contains("etag: \"2\""), "{answer}");
+    }
+    let answer = socket
+        .raw(format!("GET {path} HTTP/1.1\r\nhost: guan\r\n\r\n").as_bytes())
+        .await;
+    assert!(answer.contains("etag: \"2\""), "{answer}");
+    let answer = socket
+        .raw(patch("if-match: *\r\n", r#"{"own":null}"#).as_bytes())
+        .await;
+    assert!(answer.contains("\"own\":{}"), "{answer}");
+    let answer = socket
+        .raw(patch("if-match: *\r\n", r#"{"id":"x"}"#).as_bytes())
+        .await;
+    assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
+    assert_eq!(
+        socket.bench.actions(),
+        ["key-create", "key-change", "key-change"]
+    );
+}
+
+#[tokio::test]
 async fn a_user_who_may_not_gets_403_and_nothing_else() {
     let socket = Socket::start(vec![uid().wrapping_add(1)]).await;
     for (method, path) in [

@@ -5,7 +5,7 @@ use rules::chain::Record;
 use rules::policy::Own;
 use serde_json::json;
 
-use super::{Keys, KeysFault, check_notes, check_own, is_name};
+use super::{Keys, KeysFault, check_name, check_notes, check_own};
 use crate::audit_log;
 use crate::clock;
 use crate::store::ProjectRow;
@@ -31,9 +31,7 @@ impl Keys {
         new: NewProject,
         actor: &str,
     ) -> Result<ProjectRow, KeysFault> {
-        if !is_name(&new.name) {
-            return Err(KeysFault::Name { what: "name" });
-        }
+        check_name(&new.name, "name")?;
         check_own(&new.own)?;
         check_notes(&new.notes)?;
         let mut random = [0; 6];
@@ -46,6 +44,7 @@ impl Keys {
             notes: new.notes,
             created_at: clock::seconds((self.clock)()),
             created_by: actor.to_owned(),
+            version: 1,
         };
         let pending = self.store.add_project(&row).await?;
         self.record_then_commit(self.project_act("project-create", &row, actor), pending)

@@ -9,7 +9,7 @@ use super::{Store, StoreFault, Tx, read, within};
 /// The columns of [`Columns`], in its order.
 macro_rules! columns {
     () => {
-        "id, name, role, project, created_at, not_before, expires_at, revoked_at, rotated_at, last_used, created_by, last4, own, notes"
+        "id, name, role, project, created_at, not_before, expires_at, revoked_at, rotated_at, last_used, created_by, last4, own, notes, version"
     };
 }
 
@@ -52,6 +52,9 @@ pub struct KeyRow {
     /// What its owner wants to remember.
     #[serde(default)]
     pub notes: String,
+    /// Raised by each change, so that two who change it at once find out.
+    #[serde(default)]
+    pub version: i64,
 }
 
 /// One secret of a key.
@@ -125,7 +128,8 @@ impl Store {
         let revision = tx.next_revision().await?;
         let text = id.as_str().to_owned();
         let changed = within!(&mut tx, c => sqlx::query(
-            "UPDATE keys SET rotated_at = $2, last4 = $3, revision = $4 WHERE id = $1 AND revoked_at IS NULL")
+            "UPDATE keys SET rotated_at = $2, last4 = $3, revision = $4, version = version + 1 \
+             WHERE id = $1 AND revoked_at IS NULL")
             .bind(text.clone()).bind(now).bind(last4.to_owned()).bind(revision)
             .execute(c).await.map(|done| done.rows_affected()))?;
         if changed == 0 {
@@ -137,6 +141,30 @@ impl Store {
         tx.insert_digest(id, digest, last4, now, None).await?;
         let row = tx.key(id).await?;
         Ok(row.map(|row| (row, Pending(tx))))
+    }
+
+    /// Writes what may be different in a key, if it is still of `row`'s version: others see it, and the version after
+    /// it, only after [`Pending::commit`]. `None`: it was changed or revoked meanwhile, or there is no such key.
+    pub(crate) async fn change_key(&self, row: &KeyRow) -> Result<Option<Pending>, StoreFault> {
+        let mut tx = self.begin().await?;
+        let revision = tx.next_revision().await?;
+        let own = json(&row.own)?;
+        let changed = within!(&mut tx, c => sqlx::query(
+            "UPDATE keys SET name = $3, role = $4, project = $5, not_before = $6, expires_at = $7, own = $8, \
+             notes = $9, revision = $10, version = version + 1 \
+             WHERE id = $1 AND version = $2 AND revoked_at IS NULL")
+            .bind(row.id.as_str().to_owned())
+            .bind(row.version)
+            .bind(row.name.clone())
+            .bind(row.role.clone())
+            .bind(row.project.clone())
+            .bind(row.not_before)
+            .bind(row.expires_at)
+            .bind(own)
+            .bind(row.notes.clone())
+            .bind(revision)
+            .execute(c).await.map(|done| done.rows_affected()))?;
+        Ok((changed > 0).then_some(Pending(tx)))
     }
 
     /// At most `limit` keys, oldest first, those after the key `after`; none if there is no such key.
@@ -194,7 +222,7 @@ impl Store {
         let mut tx = self.begin().await?;
         let revision = tx.next_revision().await?;
         let changed = within!(&mut tx, c => sqlx::query(
-            "UPDATE keys SET revoked_at = $2, revision = $3 WHERE id = $1 AND revoked_at IS NULL")
+            "UPDATE keys SET revoked_at = $2, revision = $3, version = version + 1 WHERE id = $1 AND revoked_at IS NULL")
             .bind(id.as_str().to_owned()).bind(now).bind(revision)
             .execute(c).await.map(|done| done.rows_affected()))?;
         let key = tx.key(id).await?;
@@ -240,8 +268,8 @@ impl Tx {
         let own = json(&row.own)?;
         within!(self, c => sqlx::query(
             "INSERT INTO keys (id, name, role, project, created_at, not_before, expires_at, revoked_at, rotated_at, \
-             last_used, created_by, last4, own, notes, revision) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)")
+             last_used, created_by, last4, own, notes, revision, version) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)")
             .bind(row.id.as_str().to_owned())
             .bind(row.name.clone())
             .bind(row.role.clone())
@@ -257,6 +285,7 @@ impl Tx {
             .bind(own)
             .bind(row.notes.clone())
             .bind(revision)
+            .bind(row.version)
             .execute(c)
             .await
             .map(drop))
@@ -315,6 +344,7 @@ type Columns = (
     String,
     String,
     String,
+    i64,
 );
 
 type SeenColumns = (
@@ -346,6 +376,7 @@ fn row(columns: Columns) -> Result<KeyRow, StoreFault> {
         last4,
         own,
         notes,
+        version,
     ) = columns;
     let id = key_id(&id)?;
     Ok(KeyRow {
@@ -363,6 +394,7 @@ fn row(columns: Columns) -> Result<KeyRow, StoreFault> {
         last4,
         own: read_own(&own)?,
         notes,
+        version,
     })
 }
 

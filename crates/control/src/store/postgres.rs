@@ -263,6 +263,11 @@ CREATE TABLE secrets (
 );
 UPDATE guan_schema SET version = 2;
 ",
+    "
+ALTER TABLE keys ADD COLUMN version BIGINT NOT NULL DEFAULT 1;
+ALTER TABLE projects ADD COLUMN version BIGINT NOT NULL DEFAULT 1;
+UPDATE guan_schema SET version = 3;
+",
 ];
 
 #[cfg(test)]

@@ -26,12 +26,15 @@ pub struct ProjectRow {
     pub created_at: i64,
     /// Who made it: `local:UID`.
     pub created_by: String,
+    /// Raised by each change, so that two who change it at once find out.
+    #[serde(default)]
+    pub version: i64,
 }
 
-type Columns = (String, String, bool, String, String, i64, String);
+type Columns = (String, String, bool, String, String, i64, String, i64);
 
 fn row(columns: Columns) -> Result<ProjectRow, StoreFault> {
-    let (id, name, enabled, own, notes, created_at, created_by) = columns;
+    let (id, name, enabled, own, notes, created_at, created_by, version) = columns;
     Ok(ProjectRow {
         id,
         name,
@@ -40,6 +43,7 @@ fn row(columns: Columns) -> Result<ProjectRow, StoreFault> {
         notes,
         created_at,
         created_by,
+        version,
     })
 }
 
@@ -55,7 +59,7 @@ impl Store {
     /// All projects by name.
     pub(crate) async fn projects(&self) -> Result<Vec<ProjectRow>, StoreFault> {
         let rows: Vec<Columns> = read!(self, pool => sqlx::query_as(
-            "SELECT id, name, enabled, own, notes, created_at, created_by FROM projects ORDER BY name")
+            "SELECT id, name, enabled, own, notes, created_at, created_by, version FROM projects ORDER BY name")
             .fetch_all(pool).await)?;
         rows.into_iter().map(row).collect()
     }
@@ -63,10 +67,29 @@ impl Store {
     /// The project of this name or id.
     pub(crate) async fn project(&self, named: &str) -> Result<Option<ProjectRow>, StoreFault> {
         let found: Option<Columns> = read!(self, pool => sqlx::query_as(
-            "SELECT id, name, enabled, own, notes, created_at, created_by FROM projects \
+            "SELECT id, name, enabled, own, notes, created_at, created_by, version FROM projects \
              WHERE name = $1 OR id = $1 ORDER BY name = $1 DESC LIMIT 1")
             .bind(named.to_owned()).fetch_optional(pool).await)?;
         found.map(row).transpose()
+    }
+
+    /// Writes what may be different in a project, if it is still of `row`'s version: others see it, and the version
+    /// after it, only after [`Pending::commit`]. `None`: it was changed meanwhile.
+    pub(crate) async fn change_project(
+        &self,
+        row: &ProjectRow,
+    ) -> Result<Option<Pending>, StoreFault> {
+        let mut tx = self.begin().await?;
+        let _revision = tx.next_revision().await?;
+        let own = json(&row.own)?;
+        let changed = within!(&mut tx, c => sqlx::query(
+            "UPDATE projects SET own = $3, notes = $4, version = version + 1 WHERE id = $1 AND version = $2")
+            .bind(row.id.clone())
+            .bind(row.version)
+            .bind(own)
+            .bind(row.notes.clone())
+            .execute(c).await.map(|done| done.rows_affected()))?;
+        Ok((changed > 0).then_some(Pending::new(tx)))
     }
 
     /// Enables or disables a project. `None`: no such one; `false`: it was so already.
@@ -78,7 +101,7 @@ impl Store {
         let mut tx = self.begin().await?;
         let _revision = tx.next_revision().await?;
         let changed = within!(&mut tx, c => sqlx::query(
-            "UPDATE projects SET enabled = $2 WHERE name = $1 AND enabled <> $2")
+            "UPDATE projects SET enabled = $2, version = version + 1 WHERE name = $1 AND enabled <> $2")
             .bind(name.to_owned()).bind(enabled)
             .execute(c).await.map(|done| done.rows_affected()))?;
         tx.commit().await?;
@@ -90,8 +113,8 @@ impl Tx {
     pub(super) async fn insert_project(&mut self, new: &ProjectRow) -> Result<(), StoreFault> {
         let own = json(&new.own)?;
         within!(self, c => sqlx::query(
-            "INSERT INTO projects (id, name, enabled, own, notes, created_at, created_by) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7)")
+            "INSERT INTO projects (id, name, enabled, own, notes, created_at, created_by, version) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8)")
             .bind(new.id.clone())
             .bind(new.name.clone())
             .bind(new.enabled)
@@ -99,6 +122,7 @@ impl Tx {
             .bind(new.notes.clone())
             .bind(new.created_at)
             .bind(new.created_by.clone())
+            .bind(new.version)
             .execute(c)
             .await
             .map(drop))

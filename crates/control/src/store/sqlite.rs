@@ -260,6 +260,10 @@ CREATE TABLE secrets (
     changed_at INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 PRAGMA user_version = 3;
+", "
+ALTER TABLE keys ADD COLUMN version INTEGER NOT NULL DEFAULT 1;
+ALTER TABLE projects ADD COLUMN version INTEGER NOT NULL DEFAULT 1;
+PRAGMA user_version = 4;
 "];
 
 #[cfg(test)]

@@ -274,6 +274,117 @@ async fn keys_of_a_disabled_project_are_refused_until_it_is_enabled() {
 }
 
 #[tokio::test]
+async fn a_change_is_seen_and_recorded_and_never_overwrites_what_another_changed() {
+    use crate::keys::{Expected, KeyChange, KeysFault, ProjectChange};
+    let body = |text: &str| serde_json::from_str::<KeyChange>(text).unwrap();
+    for bench in benches().await {
+        let (keys, roles) = (&bench.keys, roles());
+        let made = keys.create(new_key("a"), &roles, "local:0").await.unwrap();
+        let id = made.id.as_str();
+        let first = Expected::Versions(vec![1]);
+        let text = r#"{"name":"b","notes":"n","own":{"models":["m"],"requests_per_minute":3}}"#;
+        let row = keys.change(id, &first, body(text), &roles, "local:0").await;
+        let row = row.unwrap();
+        assert_eq!((row.version, &*row.name, &*row.notes), (2, "b", "n"));
+        assert_eq!(keys.list().await.unwrap(), std::slice::from_ref(&row));
+        assert_eq!(bench.own_of(&made.text), Some(row.own.clone()));
+        // Whoever saw the first version must look again; a change that changes nothing is none.
+        let late = keys.change(id, &first, body(text), &roles, "local:0").await;
+        assert_eq!(late.unwrap_err(), KeysFault::Changed);
+        let same = keys
+            .change(id, &Expected::Any, body(text), &roles, "local:0")
+            .await;
+        assert_eq!(same.unwrap(), row);
+        let clear = r#"{"notes":null,"own":{"models":null},"expires_at":"2099-01-01T00:00:00Z"}"#;
+        let row = keys
+            .change(id, &Expected::Any, body(clear), &roles, "local:0")
+            .await
+            .unwrap();
+        assert_eq!((row.version, &*row.notes, &row.own.models), (3, "", &None));
+        assert_eq!(row.own.requests_per_minute, Some(3));
+        for (wrong, word) in [
+            (r#"{"role":"boss"}"#, "admin, user"),
+            (r#"{"project":"none"}"#, "guan project create none"),
+            (r#"{"expires_at":"2001-01-01T00:00:00Z"}"#, "passed"),
+            (r#"{"not_before":"2199-01-01T00:00:00Z"}"#, "never be valid"),
+            (r#"{"own":{"requests_per_minute":0}}"#, "at least 1"),
+            (r#"{"own":{"modles":null}}"#, "modles"),
+            (r#"{"name":""}"#, "printable"),
+        ] {
+            let fault = keys
+                .change(id, &Expected::Any, body(wrong), &roles, "local:0")
+                .await;
+            let fault = fault.unwrap_err().to_string();
+            assert!(fault.contains(word), "{wrong}: {fault}");
+        }
+        let project = NewProject {
+            name: "p".to_owned(),
+            ..NewProject::default()
+        };
+        let _row = keys.create_project(project, "local:0").await.unwrap();
+        let change: ProjectChange = serde_json::from_str(r#"{"own":{"models":[]}}"#).unwrap();
+        let changed = keys
+            .change_project("p", &first, change.clone(), "local:0")
+            .await;
+        assert_eq!(changed.unwrap().version, 2);
+        let late = keys.change_project("p", &first, change, "local:0").await;
+        assert_eq!(late.unwrap_err(), KeysFault::Changed);
+        let _gone = keys.revoke(id, "local:0").await.unwrap();
+        let fault = keys
+            .change(id, &Expected::Any, body(text), &roles, "local:0")
+            .await;
+        assert_eq!(fault.unwrap_err(), KeysFault::IsRevoked(made.id));
+        let actions = bench.actions();
+        let wanted = [
+            "key-create",
+            "key-change",
+            "key-change",
+            "project-create",
+            "project-change",
+            "key-revoke",
+        ];
+        assert_eq!(actions, wanted);
+        let act = bench.records.lock().unwrap()[1].act.clone().unwrap();
+        assert_eq!(
+            (&act["before"]["name"], &act["after"]["name"]),
+            (&"a".into(), &"b".into())
+        );
+        assert_eq!(act["after"]["own"]["models"][0], "m");
+    }
+}
+
+#[tokio::test]
+async fn of_many_who_change_one_version_at_once_one_wins() {
+    use crate::keys::{Expected, KeyChange};
+    for bench in benches().await {
+        let made = bench
+            .keys
+            .create(new_key("a"), &roles(), "local:0")
+            .await
+            .unwrap();
+        let acts = (0..8).map(|n| {
+            let (keys, id) = (bench.keys.clone(), made.id);
+            let change = KeyChange {
+                name: Some(format!("n{n}")),
+                ..KeyChange::default()
+            };
+            tokio::spawn(async move {
+                let first = Expected::Versions(vec![1]);
+                keys.change(id.as_str(), &first, change, &roles(), "local:0")
+                    .await
+                    .is_ok()
+            })
+        });
+        let mut won = 0;
+        for act in acts.collect::<Vec<_>>() {
+            won += usize::from(act.await.unwrap());
+        }
+        assert_eq!(won, 1);
+        assert_eq!(bench.keys.list().await.unwrap()[0].version, 2);
+    }
+}
+
+#[tokio::test]
 async fn foreign_keys_are_taken_over_as_text_or_hash_all_or_none() {
     use crate::keys::{Foreign, read_list};
     for bench in benches().await {

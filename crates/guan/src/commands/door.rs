@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use control::api::{ApiState, Asked, Peer};
 use control::audit_log::{self, AuditSpec, Fsync};
 use control::bootstrap;
 use control::keys::{
@@ -41,6 +42,7 @@ pub(super) struct Here {
     secrets: Secrets,
     log: audit_log::Log,
     roles: Roles,
+    clock: control::clock::Clock,
 }
 
 /// Through the server that holds the lock.
@@ -326,6 +328,29 @@ impl Door {
         }
     }
 
+    /// One request of the admin API: in this process, or over the server's socket.
+    pub(super) async fn call(
+        &self,
+        method: &str,
+        path: &str,
+        more: &[(&str, &str)],
+        body: Option<&Value>,
+    ) -> Result<Value, Failure> {
+        match self {
+            Self::Here(here) => here.call(method, path, more, body).await,
+            Self::Server(server) => server.call_with(method, path, more, body),
+        }
+    }
+
+    /// Changes what is at `path`, as it is now.
+    pub(super) async fn change(&self, path: &str, patch: &Value) -> Result<Value, Failure> {
+        let before = self.call("GET", path, &[], None).await?;
+        let version = before.get("version").and_then(Value::as_i64);
+        let tag = format!("\"{}\"", version.unwrap_or_default());
+        self.call("PATCH", path, &[("if-match", &tag)], Some(patch))
+            .await
+    }
+
     /// Waits until what was recorded is on disk.
     pub(super) fn close(self, runtime: &tokio::runtime::Runtime) {
         if let Self::Here(here) = self {
@@ -387,7 +412,7 @@ impl Here {
             opened.envelope,
             opened.store.clone(),
             entries,
-            clock,
+            Arc::clone(&clock),
             Arc::new(move || kms.clone()),
             folder.path().join("secrets"),
         );
@@ -398,7 +423,38 @@ impl Here {
             secrets,
             log,
             roles: glance.roles,
+            clock,
         })
+    }
+
+    async fn call(
+        &self,
+        method: &str,
+        path: &str,
+        more: &[(&str, &str)],
+        body: Option<&Value>,
+    ) -> Result<Value, Failure> {
+        let roles = self.roles.clone();
+        let state = ApiState {
+            keys: self.keys.clone(),
+            roles: Arc::new(move || roles.clone()),
+            clock: Arc::clone(&self.clock),
+            store: self.store.clone(),
+            secrets: self.secrets.clone(),
+        };
+        let peer = Peer {
+            uid: rustix::process::geteuid().as_raw(),
+        };
+        let asked = Asked {
+            method,
+            path,
+            headers: more,
+            body: body.map(Value::to_string).unwrap_or_default().into_bytes(),
+        };
+        let (status, body) = control::api::ask(state, peer, asked)
+            .await
+            .map_err(|e| Failure::new(e.to_string()))?;
+        judged(status, &body)
     }
 }
 
@@ -424,8 +480,18 @@ impl Server {
         }
     }
 
-    /// One exchange on the admin socket.
     fn call(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Value, Failure> {
+        self.call_with(method, path, &[], body)
+    }
+
+    /// One exchange on the admin socket.
+    fn call_with(
+        &self,
+        method: &str,
+        path: &str,
+        more: &[(&str, &str)],
+        body: Option<&Value>,
+    ) -> Result<Value, Failure> {
         let socket = self.folder.admin_socket();
         let at = |e: std::io::Error| {
             Failure::new(format!(
@@ -443,19 +509,24 @@ impl Server {
             "guan",
             path,
             None,
+            more,
             bytes.as_ref().map(|b| b.as_slice()),
         )
         .map_err(at)?;
-        let value: Value = serde_json::from_slice(&answer.body).map_err(|e| unreadable(&e))?;
-        if (200..300).contains(&answer.status) {
-            return Ok(value);
-        }
-        let message = value.pointer("/error/message").and_then(Value::as_str);
-        Err(Failure::new(match message {
-            Some(message) => message.to_owned(),
-            None => format!("the server answered {}; see its log", answer.status),
-        }))
+        judged(answer.status, &answer.body)
     }
+}
+
+fn judged(status: u16, body: &[u8]) -> Result<Value, Failure> {
+    let value: Value = serde_json::from_slice(body).map_err(|e| unreadable(&e))?;
+    if (200..300).contains(&status) {
+        return Ok(value);
+    }
+    let message = value.pointer("/error/message").and_then(Value::as_str);
+    Err(Failure::new(match message {
+        Some(message) => message.to_owned(),
+        None => format!("the server answered {status}; see its log"),
+    }))
 }
 
 fn body_of(new: &NewKey) -> Value {
@@ -490,7 +561,7 @@ fn read<T: serde::de::DeserializeOwned>(answer: Value) -> Result<T, Failure> {
 }
 
 /// What isn't an id must not become a path.
-fn checked(id: &str) -> Result<&str, Failure> {
+pub(super) fn checked(id: &str) -> Result<&str, Failure> {
     let good = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-');
     if !id.is_empty() && id.bytes().all(good) {
         Ok(id)
@@ -500,7 +571,7 @@ fn checked(id: &str) -> Result<&str, Failure> {
 }
 
 /// A name as one segment of a path.
-fn escaped(name: &str) -> String {
+pub(super) fn escaped(name: &str) -> String {
     let mut out = String::new();
     for byte in name.bytes() {
         if byte.is_ascii_alphanumeric() {

@@ -25,6 +25,7 @@ pub(super) fn exchange(
     host: &str,
     path: &str,
     bearer: Option<&str>,
+    more: &[(&str, &str)],
     body: Option<&[u8]>,
 ) -> io::Result<Answer> {
     let mut request = format!(
@@ -34,6 +35,9 @@ pub(super) fn exchange(
     .into_bytes();
     if let Some(bearer) = bearer {
         request.extend_from_slice(format!("authorization: Bearer {bearer}\r\n").as_bytes());
+    }
+    for (name, value) in more {
+        request.extend_from_slice(format!("{name}: {value}\r\n").as_bytes());
     }
     if let Some(body) = body {
         let head = format!(

@@ -101,11 +101,94 @@ enum Command {
         #[arg(long)]
         project: Option<String>,
     },
+    /// Change what a key is called and may do; what isn't named stays
+    Change(Box<ChangeArgs>),
     /// Take a key back; it is refused from then on
     Revoke {
         /// Its id, or the first letters of it
         id: String,
     },
+}
+
+/// What shall be different in a key.
+#[derive(Debug, Args)]
+struct ChangeArgs {
+    /// Its id, or the first letters of it
+    id: String,
+    /// What it is for
+    #[arg(long)]
+    name: Option<String>,
+    /// Its role
+    #[arg(long)]
+    role: Option<String>,
+    /// Who pays
+    #[arg(long)]
+    project: Option<String>,
+    /// For how long it is good from now on, such as 30d or 12h
+    #[arg(long, value_name = "TIME", value_parser = span)]
+    expires: Option<Duration>,
+    /// From when it is good, such as 2030-12-31T08:00:00Z
+    #[arg(long, value_name = "TIME", value_parser = moment)]
+    not_before: Option<i64>,
+    /// What to remember of it
+    #[arg(long)]
+    notes: Option<String>,
+    #[command(flatten)]
+    own: OwnArgs,
+    /// Take a value away, by the name that `key show --json` gives it; may be given several times
+    #[arg(long, value_name = "VALUE")]
+    clear: Vec<String>,
+}
+
+impl ChangeArgs {
+    fn patch(self) -> (String, Value) {
+        let now = crate::supervisor::unix_seconds();
+        let end = |d: Duration| {
+            let at = now.saturating_add(i64::try_from(d.as_secs()).unwrap_or(i64::MAX));
+            control::clock::rfc3339_seconds(at)
+        };
+        let given = [
+            ("name", self.name),
+            ("role", self.role),
+            ("project", self.project),
+            ("expires_at", self.expires.map(end)),
+            (
+                "not_before",
+                self.not_before.map(control::clock::rfc3339_seconds),
+            ),
+            ("notes", self.notes),
+        ];
+        let plain = ["project", "not_before", "expires_at", "notes"];
+        (self.id, patch(given, self.own, self.clear, &plain))
+    }
+}
+
+/// A JSON Merge Patch: what is given, and `null` for what shall be cleared. What isn't one of the `plain` members is
+/// one of those that are narrowed; the API knows which there are.
+pub(super) fn patch<const N: usize>(
+    given: [(&str, Option<String>); N],
+    own: OwnArgs,
+    clear: Vec<String>,
+    plain: &[&str],
+) -> Value {
+    let mut own = serde_json::to_value(own.meant()).unwrap_or_default();
+    let mut patch = serde_json::Map::new();
+    for (name, value) in given {
+        if let Some(value) = value {
+            drop(patch.insert(name.to_owned(), value.into()));
+        }
+    }
+    for name in clear {
+        if plain.contains(&name.as_str()) {
+            drop(patch.insert(name, Value::Null));
+        } else if let Value::Object(own) = &mut own {
+            drop(own.insert(name, Value::Null));
+        }
+    }
+    if own.as_object().is_some_and(|own| !own.is_empty()) {
+        drop(patch.insert("own".to_owned(), own));
+    }
+    Value::Object(patch)
 }
 
 /// What a key or a project narrows of its role.
@@ -220,6 +303,14 @@ pub(super) fn run(args: KeyArgs, places: &Places) -> Result<(), Failure> {
             read_foreign(&file).and_then(|list| {
                 let rows = runtime.block_on(door.import(form, list, like))?;
                 show_imported(&rows, args.json)
+            })
+        }
+        Command::Change(change) => {
+            let (id, patch) = change.patch();
+            super::door::checked(&id).and_then(|id| {
+                let path = format!("/admin/v1/keys/{id}");
+                let changed = runtime.block_on(door.change(&path, &patch))?;
+                show_changed(&changed, args.json)
             })
         }
         Command::Revoke { id } => {
@@ -436,6 +527,20 @@ fn show_list(rows: &[(KeyRow, bool)], as_json: bool) -> Result<(), Failure> {
         ]
     }));
     say(&columns(&table))
+}
+
+fn show_changed(row: &Value, as_json: bool) -> Result<(), Failure> {
+    if as_json {
+        return say(&row.to_string());
+    }
+    let id = row.get("id").and_then(Value::as_str).unwrap_or("-");
+    let version = row
+        .get("version")
+        .and_then(Value::as_i64)
+        .unwrap_or_default();
+    say(&format!(
+        "key {id} is as you said (version {version}); see it with `guan key show {id}`"
+    ))
 }
 
 fn show_revoked(row: &KeyRow, already: bool, as_json: bool) -> Result<(), Failure> {

@@ -57,7 +57,7 @@ pub(super) fn ask(upstream: &Upstream, key: Option<&str>) -> Result<Found, Failu
         Target::Unix(socket) => UnixStream::connect(socket).and_then(|stream| {
             stream.set_read_timeout(Some(PATIENCE))?;
             stream.set_write_timeout(Some(PATIENCE))?;
-            exchange(stream, "GET", "localhost", &path, key, None)
+            exchange(stream, "GET", "localhost", &path, key, &[], None)
         }),
         Target::Http { host, port } => connect(host, *port).and_then(|stream| {
             let host = if host.contains(':') {
@@ -65,7 +65,7 @@ pub(super) fn ask(upstream: &Upstream, key: Option<&str>) -> Result<Found, Failu
             } else {
                 format!("{host}:{port}")
             };
-            exchange(stream, "GET", &host, &path, key, None)
+            exchange(stream, "GET", &host, &path, key, &[], None)
         }),
         Target::Https { .. } => {
             return Err(Failure::new(

@@ -3,8 +3,8 @@
 use clap::{Args, Subcommand};
 use control::keys::{NewProject, ProjectRow};
 
-use super::door::Door;
-use super::key::{OwnArgs, columns, runtime};
+use super::door::{Door, escaped};
+use super::key::{OwnArgs, columns, patch, runtime};
 use super::{Failure, Places, remark, say};
 
 /// Make projects, and disable them with all their keys.
@@ -36,6 +36,19 @@ enum Command {
         /// Its name or id
         name: String,
     },
+    /// Change what all its keys may do; what isn't named stays
+    Change {
+        /// Its name or id
+        name: String,
+        /// What to remember of it
+        #[arg(long)]
+        notes: Option<String>,
+        #[command(flatten)]
+        own: OwnArgs,
+        /// Take a value away, by the name that `project show --json` gives it; may be given several times
+        #[arg(long, value_name = "VALUE")]
+        clear: Vec<String>,
+    },
     /// Refuse all its keys until it is enabled
     Disable {
         /// Its name or id
@@ -63,6 +76,17 @@ pub(super) fn run(args: ProjectArgs, places: &Places) -> Result<(), Failure> {
             }
             Command::List => door.projects().await?,
             Command::Show { name } => vec![door.project(&name).await?],
+            Command::Change {
+                name,
+                notes,
+                own,
+                clear,
+            } => {
+                let patch = patch([("notes", notes)], own, clear, &["notes"]);
+                let path = format!("/admin/v1/projects/{}", escaped(&name));
+                let row = door.change(&path, &patch).await?;
+                vec![serde_json::from_value(row).map_err(|e| Failure::new(e.to_string()))?]
+            }
             Command::Disable { name } => vec![door.enable_project(&name, false).await?],
             Command::Enable { name } => vec![door.enable_project(&name, true).await?],
         })

@@ -256,6 +256,96 @@ fn a27_what_is_taken_back_on_one_node_is_refused_on_the_other_within_a_second() 
 }
 
 #[test]
+fn a27_what_is_narrowed_on_one_node_holds_on_the_other() {
+    let upstream = Upstream::start(good);
+    let Some(url) = testkit::postgres::database() else {
+        return;
+    };
+    let (one, two) = two_nodes(&upstream, &url);
+    ask(&one, &["project", "create", "--json", "p"]);
+    let (id, key) = make(&one, &["--role", "fast", "--project", "p"]);
+    let at_two = two.client().with_key(&key);
+    assert_eq!(at_two.chat(CHAT).status, 200);
+    let change = |words: &[&str]| ask(&one, &[words, &["--json"]].concat());
+    let key_is = |words: &[&str]| change(&[&["key", "change", &id], words].concat());
+    let project_is = |words: &[&str]| change(&[&["project", "change", "p"], words].concat());
+    // Models, then the rate: each by the key, then by its project; cleared, the key works as before.
+    key_is(&["--model", "another"]);
+    until(&at_two, 403);
+    key_is(&["--clear", "models"]);
+    until(&at_two, 200);
+    project_is(&["--model", "another"]);
+    until(&at_two, 403);
+    project_is(&["--clear", "models"]);
+    until(&at_two, 200);
+    key_is(&["--requests-per-minute", "1"]);
+    until(&at_two, 429);
+    key_is(&["--clear", "requests_per_minute"]);
+    until(&at_two, 200);
+    project_is(&["--requests-per-minute", "1"]);
+    until(&at_two, 429);
+    project_is(&["--clear", "requests_per_minute"]);
+    until(&at_two, 200);
+    // Changed on the other node, the first one sees it: what each has is one store.
+    let shown = ask(
+        &two,
+        &[
+            "key",
+            "change",
+            "--json",
+            &id,
+            "--expires",
+            "30d",
+            "--notes",
+            "n",
+        ],
+    );
+    assert_eq!(
+        ask(&one, &["key", "show", "--json", &id])["version"],
+        shown["version"]
+    );
+    key_is(&[
+        "--clear",
+        "project",
+        "--clear",
+        "expires_at",
+        "--name",
+        "moved",
+    ]);
+    let mut changes = one
+        .records()
+        .into_iter()
+        .filter(|record| record["event.action"] == "key-change");
+    let last = changes.next_back().unwrap()["guan.act"].clone();
+    assert_eq!(
+        (&last["before"]["project"], &last["after"]["project"]),
+        (&json!("p"), &Value::Null)
+    );
+    assert_eq!(last["after"]["name"], "moved");
+}
+
+#[test]
+fn a_key_and_a_project_are_changed_without_a_server_too() {
+    let upstream = Upstream::start(good);
+    let mut guan = Guan::start(guan(), &(in_front_of(&upstream.url()) + ROLES));
+    let (id, _key) = make(&guan, &["--role", "fast"]);
+    assert_eq!(guan.stop(), Some(0));
+    let row = ask(
+        &guan,
+        &["key", "change", "--json", &id, "--max-output", "9"],
+    );
+    assert_eq!(
+        (&row["version"], &row["own"]["max_output_tokens"]),
+        (&json!(2), &json!(9))
+    );
+    ask(&guan, &["project", "create", "--json", "p"]);
+    let rows = ask(&guan, &["project", "change", "--json", "p", "--notes", "n"]);
+    assert_eq!(rows[0]["notes"], "n");
+    let wrong = guan.run(&["key", "change", &id, "--clear", "modles"]);
+    assert!(String::from_utf8_lossy(&wrong.stderr).contains("modles"));
+}
+
+#[test]
 fn a_database_that_is_away_leaves_known_keys_alone_and_makes_unknown_ones_503() {
     let upstream = Upstream::start(good);
     let Some(url) = testkit::postgres::database() else {

@@ -112,7 +112,7 @@ async fn a_migration_that_fails_leaves_everything_as_it_was() {
     let bad: Vec<&'static str> = MIGRATIONS
         .iter()
         .copied()
-        .chain(["CREATE TABLE more (x INTEGER) STRICT; PRAGMA user_version = 4; CREATE TABLE keys (id TEXT);"])
+        .chain(["CREATE TABLE more (x INTEGER) STRICT; PRAGMA user_version = 98; CREATE TABLE keys (id TEXT);"])
         .collect();
     assert!(base(&bench).migrate(&bad).await.is_err());
     let mut other = raw(&bench.database()).await;
@@ -124,7 +124,10 @@ async fn a_migration_that_fails_leaves_everything_as_it_was() {
         .fetch_one(&mut other)
         .await
         .unwrap();
-    assert_eq!((version, more), (3, 0));
+    assert_eq!(
+        (usize::try_from(version).unwrap(), more),
+        (MIGRATIONS.len(), 0)
+    );
     base(&bench).migrate(MIGRATIONS).await.unwrap();
 }
 
@@ -193,7 +196,7 @@ async fn a_database_of_the_first_schema_is_brought_up_to_date_with_all_its_keys(
     sqlx::Connection::close(old).await.unwrap();
     let store = open(&path).await.unwrap();
     let rows = store.keys_after(None, 10).await.unwrap();
-    assert_eq!(rows.len(), 2);
+    assert_eq!((rows.len(), rows[0].version), (2, 1));
     assert_eq!(
         (
             rows[0].rotated_at,
