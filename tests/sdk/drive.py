@@ -37,7 +37,7 @@ def fail(text: str, log: pathlib.Path | None = None) -> None:
 
 
 def adapt(config: pathlib.Path, more: str) -> None:
-    """Puts `listen = "127.0.0.1:0"` into [server], whatever stands there, and `more` at the end."""
+    """Puts `listen = "127.0.0.1:0"` into [server] and [admin], whatever stands there, and `more` at the end."""
     line = 'listen = "127.0.0.1:0"'
     text = config.read_text()
     text = re.sub(r"(?m)^[ \t]*listen[ \t]*=.*\n", "", text)
@@ -47,7 +47,7 @@ def adapt(config: pathlib.Path, more: str) -> None:
         text = f"[server]\n{line}\n\n{text}"
     mode = config.stat().st_mode & 0o777
     config.chmod(0o600)
-    config.write_text(f"{text}\n{more}")
+    config.write_text(f"{text}\n[admin]\n{line}\n{more}")
     config.chmod(mode)
 
 

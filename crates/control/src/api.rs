@@ -1,38 +1,48 @@
-//! The admin API on `state/run/admin.sock`: what `guan key …` speaks to while the server runs.
+//! The admin API, on `state/run/admin.sock` for this machine and on the admin listener for whoever has a token.
 //!
-//! Decides who may connect (by the peer's uid, which the kernel vouches for) and how acts and faults look as JSON.
-//! It holds no rule of its own: every act is one of [`Keys`]. Called by the wiring.
+//! `table` is the whole of it: routes, rights, description. `guard` decides who asks and whether he may; the rest is
+//! how acts and faults look as JSON. What an act may do is decided in [`Keys`]. Called by the wiring and by commands.
 
-mod ask;
-mod keys;
+mod table;
+mod guard;
+mod denials;
+mod once;
 mod precondition;
+mod pages;
+mod keys;
 mod projects;
+mod admins;
 mod secrets;
-mod serve;
 mod usage;
+mod openapi;
+mod ask;
+mod remote;
+mod serve;
 
 use std::fmt;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use axum::Json;
 use axum::body::Bytes;
-use axum::extract::DefaultBodyLimit;
 use axum::extract::rejection::{BytesRejection, QueryRejection};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
-use axum::{Json, Router};
 use http::{HeaderValue, StatusCode, header};
 use rules::snapshot::Roles;
 use serde::de::DeserializeOwned;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::clock::Clock;
-use crate::keys::{Keys, KeysFault};
+use crate::keys::{Keys, KeysFault, time};
 use crate::seal::SealFault;
 use crate::secrets::{Secrets, SecretsFault};
 use crate::store::{Store, StoreFault};
+use denials::{Denials, Denied};
 
 pub use ask::{Asked, ask};
+pub use openapi::description;
+pub use remote::Remote;
 pub use serve::serve;
 
 /// The roles of the config file as it is now.
@@ -41,16 +51,41 @@ pub type RolesNow = Arc<dyn Fn() -> Roles + Send + Sync>;
 /// What the API acts on.
 #[derive(Clone)]
 pub struct ApiState {
-    /// The keys.
-    pub keys: Keys,
-    /// The roles a new key may have.
-    pub roles: RolesNow,
-    /// For `expires_in_seconds`.
-    pub clock: Clock,
-    /// For usage and nodes.
-    pub store: Store,
-    /// For sealed values and the data key.
-    pub secrets: Secrets,
+    keys: Keys,
+    roles: RolesNow,
+    clock: Clock,
+    store: Store,
+    secrets: Secrets,
+    denials: Arc<Denials>,
+}
+
+impl ApiState {
+    /// With everything an act touches; `roles` are those that a new key may have.
+    #[must_use]
+    pub fn new(keys: Keys, roles: RolesNow, clock: Clock, store: Store, secrets: Secrets) -> Self {
+        Self {
+            keys,
+            roles,
+            clock,
+            store,
+            secrets,
+            denials: Arc::default(),
+        }
+    }
+
+    /// Leaves a trace of a refusal.
+    fn denied(&self, denied: Denied) {
+        for record in self.denials.count(denied, &self.clock) {
+            self.keys.note(record);
+        }
+    }
+
+    /// Leaves a trace of what was refused more than once in a minute that is over.
+    fn flush_denials(&self) {
+        for record in self.denials.flush(&self.clock) {
+            self.keys.note(record);
+        }
+    }
 }
 
 impl fmt::Debug for ApiState {
@@ -61,51 +96,25 @@ impl fmt::Debug for ApiState {
     }
 }
 
-/// The user at the other end of the socket. Every request must carry one as an extension.
+/// Where a request comes from. Every request carries one as an extension; without it none is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Peer {
-    /// His uid.
-    pub uid: u32,
-}
-
-/// The routes. `serve` adds the [`Peer`] to each request; without one they answer 500 and do nothing.
-pub fn router(state: ApiState) -> Router {
-    Router::new()
-        .route("/admin/v1/keys", get(keys::list).post(keys::create))
-        .route(
-            "/admin/v1/keys/{id}",
-            get(keys::show).patch(keys::change).delete(keys::revoke),
-        )
-        .route("/admin/v1/keys/{id}/rotate", post(keys::rotate))
-        .route(
-            "/admin/v1/keys/import",
-            post(keys::import).layer(DefaultBodyLimit::max(MOST_IMPORT_BYTES)),
-        )
-        .route(
-            "/admin/v1/projects",
-            get(projects::list).post(projects::create),
-        )
-        .route(
-            "/admin/v1/projects/{id}",
-            get(projects::show).patch(projects::change),
-        )
-        .route("/admin/v1/projects/{id}/enable", post(projects::enable))
-        .route("/admin/v1/projects/{id}/disable", post(projects::disable))
-        .route("/admin/v1/secrets", get(secrets::status))
-        .route("/admin/v1/secrets/seal", post(secrets::seal))
-        .route("/admin/v1/secrets/rewrap", post(secrets::rewrap))
-        .route("/admin/v1/usage", get(usage::usage))
-        .route("/admin/v1/nodes", get(usage::nodes))
-        .fallback(no_route)
-        .method_not_allowed_fallback(no_method)
-        .layer(DefaultBodyLimit::max(MOST_BODY_BYTES))
-        .with_state(state)
+pub(crate) enum Origin {
+    /// A user of this machine on the Unix socket; the kernel says which.
+    Local {
+        /// His uid.
+        uid: u32,
+    },
+    /// Through TLS from an address: an admin token must say who.
+    Remote {
+        /// The peer's.
+        address: IpAddr,
+    },
 }
 
 async fn no_route() -> ApiFault {
     ApiFault::new(
         StatusCode::NOT_FOUND,
-        "nothing is here; this socket knows /admin/v1/keys, /admin/v1/projects, /admin/v1/secrets, /admin/v1/usage and /admin/v1/nodes".to_owned(),
+        "nothing is here; /admin/v1/openapi.json says what there is".to_owned(),
     )
 }
 
@@ -153,6 +162,21 @@ impl ApiFault {
         Self::new(cause.status(), message)
     }
 
+    fn unauthenticated() -> Self {
+        let mut fault = Self::new(
+            StatusCode::UNAUTHORIZED,
+            "this needs a valid admin token: Authorization: Bearer sk-guan-admin-…, made by `guan admin create`; a key for models doesn't open it".to_owned(),
+        );
+        fault.code = Some("invalid_admin_token");
+        fault
+    }
+
+    const fn forbidden(message: String) -> Self {
+        let mut fault = Self::new(StatusCode::FORBIDDEN, message);
+        fault.code = Some("insufficient_right");
+        fault
+    }
+
     fn ours() -> Self {
         let message = "that failed inside guan; its log says more".to_owned();
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, message)
@@ -167,6 +191,8 @@ impl From<KeysFault> for ApiFault {
             KeysFault::Expiry { .. } => (StatusCode::BAD_REQUEST, Some("expires_at")),
             KeysFault::Never => (StatusCode::BAD_REQUEST, Some("not_before")),
             KeysFault::Own { what, .. } => (StatusCode::BAD_REQUEST, Some(*what)),
+            KeysFault::NoAdmin(_) => (StatusCode::NOT_FOUND, Some("id")),
+            KeysFault::NotYours { .. } => (StatusCode::FORBIDDEN, Some("role")),
             KeysFault::Changed => (StatusCode::PRECONDITION_FAILED, Some("If-Match")),
             KeysFault::Overlap => (StatusCode::BAD_REQUEST, Some("overlap_seconds")),
             KeysFault::Import { .. } => (StatusCode::BAD_REQUEST, Some("list")),
@@ -200,7 +226,11 @@ impl From<KeysFault> for ApiFault {
             }
             _ => fault.to_string(),
         };
-        let code = matches!(fault, KeysFault::Changed).then_some("precondition_failed");
+        let code = match &fault {
+            KeysFault::Changed => Some("precondition_failed"),
+            KeysFault::NotYours { .. } => Some("insufficient_right"),
+            _ => None,
+        };
         Self {
             status,
             message,
@@ -239,6 +269,11 @@ impl IntoResponse for ApiFault {
             "code": self.code,
         });
         let mut response = answer(self.status, &json!({ "error": error }));
+        if self.status == StatusCode::UNAUTHORIZED {
+            let _none = response
+                .headers_mut()
+                .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
         if self.status == StatusCode::SERVICE_UNAVAILABLE {
             let _none = response
                 .headers_mut()
@@ -248,27 +283,28 @@ impl IntoResponse for ApiFault {
     }
 }
 
-fn answer(status: StatusCode, body: &Value) -> Response {
+fn answer<T: serde::Serialize>(status: StatusCode, body: &T) -> Response {
     let mut response = (status, Json(body)).into_response();
-    let _none = response
-        .headers_mut()
-        .insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    let headers = response.headers_mut();
+    let _none = headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    let _none = headers.insert(
+        header::X_CONTENT_TYPE_OPTIONS,
+        HeaderValue::from_static("nosniff"),
+    );
     response
 }
 
-fn shown<T: serde::Serialize>(row: &T) -> Value {
-    serde_json::to_value(row).unwrap_or_default()
-}
-
-/// A row with more members.
-fn shown_with<T: serde::Serialize>(row: &T, more: &[(&str, Value)]) -> Value {
-    let mut body = shown(row);
-    if let Value::Object(members) = &mut body {
-        for (name, value) in more {
-            let _none = members.insert((*name).to_owned(), value.clone());
+/// When something shall end: at a time, or after seconds.
+fn ends(at: Option<String>, after: Option<u32>, now: i64) -> Result<Option<i64>, ApiFault> {
+    match (at, after) {
+        (None, None) => Ok(None),
+        (Some(text), None) => Ok(Some(time(&text, "expires_at")?)),
+        (None, Some(seconds)) => Ok(Some(now.saturating_add(i64::from(seconds)))),
+        (Some(_), Some(_)) => {
+            let text = "give expires_at or expires_in_seconds, not both";
+            Err(ApiFault::bad(text.to_owned(), Some("expires_at")))
         }
     }
-    body
 }
 
 fn read<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>) -> Result<T, ApiFault> {
@@ -289,15 +325,9 @@ async fn whole<T: Send + 'static, F: Into<ApiFault> + Send + 'static>(
     done.map_err(|_panic| ApiFault::ours())?.map_err(Into::into)
 }
 
-fn actor(peer: Peer) -> String {
-    format!("local:{}", peer.uid)
-}
-
 const MOST_BODY_BYTES: usize = 64 * 1024;
 /// A list of 10,000 keys with names.
 const MOST_IMPORT_BYTES: usize = 8 * 1024 * 1024;
-const DEFAULT_PAGE: u32 = 100;
-const LARGEST_PAGE: u32 = 1000;
 
 #[cfg(test)]
 mod tests;

@@ -15,6 +15,7 @@ use rules::key::{KeyId, Pepper};
 use rules::policy::Role;
 use zeroize::Zeroizing;
 
+use crate::actor::Actor;
 use crate::audit_log::{self, AuditFault, AuditSpec, Fsync};
 use crate::certificates::{self, CertificateFault, self_signed};
 use crate::clock::{self, Clock};
@@ -354,7 +355,7 @@ async fn make_database(
         role: ADMIN.to_owned(),
         ..NewKey::default()
     };
-    let actor = format!("local:{}", rustix::process::geteuid().as_raw());
+    let actor = Actor::local(rustix::process::geteuid().as_raw());
     let created = keys.create(first, &Role::defaults(), &actor).await;
     // The last sender: the chain ends.
     drop(keys);

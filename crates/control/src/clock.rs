@@ -94,6 +94,24 @@ impl fmt::Display for Form {
     }
 }
 
+/// The form of a time, for schemas.
+#[derive(Debug)]
+pub(crate) struct Stamp;
+
+impl schemars::JsonSchema for Stamp {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Time".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({ "type": "string", "format": "date-time" })
+    }
+}
+
 /// For serde: seconds since 1970 as an RFC 3339 text.
 pub(crate) mod text {
     use serde::{Deserialize, Deserializer, Serializer, de};

@@ -4,6 +4,7 @@
 //! exists, a revocation holds before its record is written; success is reported after both. It never keeps, logs or
 //! records a key's text. Called by `api` (while the server runs) and by `guan`'s commands (while none does).
 
+mod admins;
 mod change;
 mod import;
 mod projects;
@@ -19,12 +20,14 @@ use serde_json::json;
 use tokio::sync::mpsc::Sender;
 use zeroize::Zeroizing;
 
+use crate::actor::Actor;
 use crate::audit_log::{self, AuditFault};
 use crate::clock::{self, Clock};
 use crate::publish::Publisher;
 use crate::store::{Pending, Store, StoreFault};
 
-pub use crate::store::{KeyRow, ProjectRow, SecretRow};
+pub use crate::store::{AdminRow, KeyRow, ProjectRow, Right, SecretRow};
+pub use admins::{CreatedAdmin, NewAdmin};
 pub(crate) use change::time;
 pub use change::{Expected, KeyChange, ProjectChange};
 pub use import::{Foreign, ForeignKey, Imported, read_list};
@@ -168,6 +171,17 @@ pub enum KeysFault {
     /// No key of that id.
     #[error("there is no key {0}. See `guan key list`")]
     Unknown(String),
+    /// No admin token of that id.
+    #[error("there is no admin token {0}. See `guan admin list`")]
+    NoAdmin(String),
+    /// Whoever asks may not look after keys of this role.
+    #[error("your token doesn't reach keys of the role {0:?}; it is for: {1}", .role, .may)]
+    NotYours {
+        /// The role.
+        role: String,
+        /// Those that it reaches, with commas.
+        may: String,
+    },
     /// Several ids begin so.
     #[error("several keys begin with {given}: {found}. Give more letters")]
     Ambiguous {
@@ -234,10 +248,11 @@ impl Keys {
         &self,
         new: NewKey,
         roles: &Roles,
-        actor: &str,
+        actor: &Actor,
     ) -> Result<Created, KeysFault> {
         let now = clock::seconds((self.clock)());
         self.check(&new, roles, now).await?;
+        reaches(actor, &new.role)?;
         let minted = fresh()?;
         let row = row_of(new, minted.id, last_letters(&minted.text), now, actor);
         let digest = self.pepper.digest(&minted.text);
@@ -259,7 +274,7 @@ impl Keys {
         &self,
         id_or_prefix: &str,
         overlap: u32,
-        actor: &str,
+        actor: &Actor,
     ) -> Result<Created, KeysFault> {
         if overlap > LONGEST_OVERLAP {
             return Err(KeysFault::Overlap);
@@ -277,6 +292,8 @@ impl Keys {
             .add_secret(id, &digest, &last4, now, until)
             .await?
             .ok_or(KeysFault::IsRevoked(id))?;
+        // A new secret is a key in hand: of no role that he couldn't have given.
+        reaches(actor, &row.role)?;
         let mut record = self.act("key-rotate", &row, actor);
         if let Some(act) = record.act.as_mut().and_then(|act| act.as_object_mut()) {
             let _none = act.insert("old_until".to_owned(), clock::rfc3339_seconds(until).into());
@@ -365,8 +382,10 @@ impl Keys {
     ///
     /// # Errors
     /// [`KeysFault`]. [`KeysFault::Unrecorded`] and [`KeysFault::Unpublished`] say what holds nevertheless.
-    pub async fn revoke(&self, id_or_prefix: &str, actor: &str) -> Result<Revoked, KeysFault> {
-        let id = self.named(id_or_prefix).await?;
+    pub async fn revoke(&self, id_or_prefix: &str, actor: &Actor) -> Result<Revoked, KeysFault> {
+        let row = self.row(id_or_prefix).await?;
+        reaches(actor, &row.role)?;
+        let id = row.id;
         let now = clock::seconds((self.clock)());
         let (row, first) = self
             .store
@@ -391,6 +410,25 @@ impl Keys {
         })
     }
 
+    /// Records what nobody waits for; lost when the log can't take it, which the log says itself.
+    pub(crate) fn note(&self, record: Record) {
+        let entry = Entry {
+            record,
+            done: Box::new(|_written| ()),
+        };
+        if self.audit.try_send(entry).is_err() {
+            tracing::warn!(
+                "a refusal of the admin API isn't recorded: the audit log takes nothing"
+            );
+        }
+    }
+
+    /// What a request asked, so that it is known again: keyed, since it may hold secrets.
+    pub(crate) fn digest_of_request(&self, bytes: &[u8]) -> [u8; 32] {
+        let hash = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
+        *self.pepper.digest_of_sha256(hash.as_ref()).bytes()
+    }
+
     async fn named(&self, given: &str) -> Result<KeyId, KeysFault> {
         self.row(given).await.map(|row| row.id)
     }
@@ -412,9 +450,9 @@ impl Keys {
         }
     }
 
-    fn act(&self, action: &str, row: &KeyRow, actor: &str) -> Record {
+    fn act(&self, action: &str, row: &KeyRow, actor: &Actor) -> Record {
         let mut record = audit_log::blank(&self.clock, action);
-        record.user_id = Some(actor.to_owned());
+        actor.sign(&mut record);
         record.act = Some(json!({
             "id": row.id,
             "name": row.name,
@@ -455,7 +493,7 @@ impl Keys {
     }
 }
 
-fn row_of(new: NewKey, id: KeyId, last4: String, now: i64, actor: &str) -> KeyRow {
+fn row_of(new: NewKey, id: KeyId, last4: String, now: i64, actor: &Actor) -> KeyRow {
     KeyRow {
         id,
         name: new.name,
@@ -467,7 +505,7 @@ fn row_of(new: NewKey, id: KeyId, last4: String, now: i64, actor: &str) -> KeyRo
         revoked_at: None,
         rotated_at: now,
         last_used: None,
-        created_by: actor.to_owned(),
+        created_by: actor.id().to_owned(),
         last4,
         own: new.own,
         notes: new.notes,
@@ -514,6 +552,17 @@ fn check(new: &NewKey, roles: &Roles, now: i64) -> Result<(), KeysFault> {
     check_own(&new.own)?;
     check_role(&new.role, roles)?;
     check_times(new.not_before, new.expires_at, Some(now))
+}
+
+/// Nobody gives what he doesn't hold.
+fn reaches(actor: &Actor, role: &str) -> Result<(), KeysFault> {
+    if actor.may_give(role) {
+        return Ok(());
+    }
+    Err(KeysFault::NotYours {
+        role: role.chars().take(64).collect(),
+        may: joined(actor.roles().into_iter().flatten().cloned()),
+    })
 }
 
 fn check_name(name: &str, what: &'static str) -> Result<(), KeysFault> {

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod clock;
+pub mod actor;
 pub mod seal;
 pub mod store;
 pub mod keys;

@@ -10,11 +10,13 @@ use std::time::Duration;
 
 use aws_lc_rs::rand;
 use rules::chain::{Entry, Record};
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::sync::mpsc::Sender;
 use tokio::time::Instant;
 
+use crate::actor::Actor;
 use crate::audit_log::{self, AuditFault};
 use crate::clock::{self, Clock};
 use crate::seal::file::{FILE_NAME, Kek};
@@ -37,7 +39,7 @@ pub struct Secrets {
 }
 
 /// How secrets are kept, and whether the key service is there.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Status {
     /// The provider that wrapped the data key.
     pub provider: String,
@@ -55,7 +57,7 @@ pub struct Status {
 }
 
 /// How a data key was wrapped, and how it is now.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Rewrapped {
     /// The provider now.
     pub provider: String,
@@ -121,7 +123,7 @@ impl Secrets {
     ///
     /// # Errors
     /// [`SecretsFault`].
-    pub async fn seal(&self, plain: &str, actor: &str) -> Result<String, SecretsFault> {
+    pub async fn seal(&self, plain: &str, actor: &Actor) -> Result<String, SecretsFault> {
         if !(1..=LONGEST).contains(&plain.len()) || !plain.bytes().all(|b| b.is_ascii_graphic()) {
             return Err(SecretsFault::Value);
         }
@@ -204,7 +206,7 @@ impl Secrets {
     ///
     /// # Errors
     /// [`SecretsFault`]; then the old wrapping holds.
-    pub async fn rewrap(&self, actor: &str) -> Result<Rewrapped, SecretsFault> {
+    pub async fn rewrap(&self, actor: &Actor) -> Result<Rewrapped, SecretsFault> {
         let old = self.store.fact(FACT).await?.ok_or(SealFault::NoDataKey)?;
         let before = crate::seal::read(&old)?;
         let kms = (self.kms)();
@@ -256,9 +258,9 @@ impl Secrets {
         Ok(done)
     }
 
-    fn act(&self, action: &str, actor: &str, said: Value) -> Record {
+    fn act(&self, action: &str, actor: &Actor, said: Value) -> Record {
         let mut record = audit_log::blank(&self.clock, action);
-        record.user_id = Some(actor.to_owned());
+        actor.sign(&mut record);
         record.act = Some(said);
         record
     }

@@ -6,10 +6,12 @@
 //! one number in its transaction, so that whoever follows reads only what changed. Called by `keys`, `publish`,
 //! `usage` and `bootstrap`.
 
+mod admins;
 mod copy;
 mod fault;
 mod keys;
 mod nodes;
+mod once;
 mod postgres;
 mod projects;
 mod sealed;
@@ -21,11 +23,14 @@ use std::time::Duration;
 
 use sqlx::{Postgres, Sqlite, Transaction};
 
+pub(crate) use admins::USED_EVERY;
+pub use admins::{AdminRow, Right};
 pub use copy::Copied;
 pub use fault::StoreFault;
 pub use keys::{KeyRow, SecretRow};
 pub(crate) use keys::{Pending, Seen, read_own};
 pub use nodes::NodeRow;
+pub(crate) use once::Earlier;
 pub use postgres::Listener;
 pub use projects::ProjectRow;
 pub(crate) use usage::{Cursor, UsageKey};

@@ -189,6 +189,7 @@ mod tests {
     use rules::measure::{Ending, Source, Tokens};
 
     use super::*;
+    use crate::actor::Actor;
     use crate::store::UsageBy;
     use crate::testbench::{Bench, new_key, roles};
 
@@ -227,7 +228,7 @@ mod tests {
         let bench = Bench::new().await;
         let key = bench
             .keys
-            .create(new_key("a"), &roles(), "local:0")
+            .create(new_key("a"), &roles(), &Actor::local(0))
             .await
             .unwrap()
             .id;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use control::actor::Actor;
 use control::audit_log::{self, AuditSpec, Fsync, Log};
 use control::bootstrap::{self, BootstrapFault, Opened};
 use control::clock;
@@ -169,9 +170,9 @@ async fn a_rewrap_takes_up_the_newest_version_and_what_was_sealed_stays() {
     let kms = on_bao(&bao, "guan", &bao.token());
     let (mut folder, key) = Folder::make(&kms).await;
     let (secrets, log) = folder.secrets(&kms, &kms).await;
-    let sealed = secrets.seal("sk-upstream", "local:0").await.unwrap();
+    let sealed = secrets.seal("sk-upstream", &Actor::local(0)).await.unwrap();
     bao.rotate("guan");
-    let done = secrets.rewrap("local:0").await.unwrap();
+    let done = secrets.rewrap(&Actor::local(0)).await.unwrap();
     assert_eq!(
         (done.old_version.as_deref(), done.version.as_deref()),
         (Some("1"), Some("2"))
@@ -205,9 +206,10 @@ async fn a_service_that_hangs_is_away_within_its_deadline_and_nothing_is_changed
     let (secrets, _log) = folder.secrets(&kms, &kms).await;
     bao.freeze(true);
     let began = Instant::now();
+    let actor = Actor::local(0);
     let faults = tokio::join!(
-        secrets.seal("a", "x"),
-        secrets.rewrap("x"),
+        secrets.seal("a", &actor),
+        secrets.rewrap(&actor),
         folder.open(&kms)
     );
     assert!(began.elapsed() < Duration::from_secs(15));
@@ -225,7 +227,7 @@ async fn a_service_that_hangs_is_away_within_its_deadline_and_nothing_is_changed
         "{faults:?}"
     );
     bao.freeze(false);
-    let _sealed = secrets.seal("a", "x").await.unwrap();
+    let _sealed = secrets.seal("a", &Actor::local(0)).await.unwrap();
     drop(secrets);
     folder.still_knows(&kms, &key).await;
     // Sealed itself, it answers 503.
@@ -269,7 +271,7 @@ async fn a_data_key_moves_from_a_file_to_bao_to_aws_and_every_key_stays() {
             std::fs::remove_file(&kek).unwrap();
         }
         let (secrets, log) = folder.secrets(&before, &next).await;
-        let done = secrets.rewrap("local:0").await.unwrap();
+        let done = secrets.rewrap(&Actor::local(0)).await.unwrap();
         assert_eq!(
             (done.old_provider.as_str(), done.provider.as_str()),
             (before.name(), next.name())

@@ -68,6 +68,16 @@ pub(crate) fn refuse(id: RequestId, refusal: &Refusal) -> Response<Body> {
     response
 }
 
+/// A refusal of a door that isn't the data door: it has no request ids.
+pub(crate) fn plain(answer: &Answer) -> Response<bytes::Bytes> {
+    let mut response = Response::new(error_bytes(answer).into());
+    *response.status_mut() = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::BAD_REQUEST);
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
 /// The error object of an answer.
 pub(crate) fn error_bytes(answer: &Answer) -> Vec<u8> {
     wire::openai::error_body(

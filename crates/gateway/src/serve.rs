@@ -1,14 +1,18 @@
 //! One thread and one runtime a core, each with a listener of its own; and the orders that end them.
 
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use bytes::Bytes;
+use http::{Request, Response};
+use hyper::body::Incoming;
 use tokio::sync::watch;
 use tokio::task::LocalSet;
 
 use crate::door::accept::{Phase, accept};
+use crate::door::lend::lend;
 use crate::state::Gateway;
 
 /// Between two lines on callers without a credential.
@@ -79,6 +83,29 @@ async fn run(
 }
 
 impl Cores {
+    /// A door of the same kind for somebody else's answers, on the runtime of whoever polls it: it ends as the cores
+    /// do.
+    ///
+    /// # Errors
+    /// When the listener can't be used.
+    pub fn lend<A, F, B>(
+        &self,
+        gateway: &Arc<Gateway>,
+        listener: TcpListener,
+        answer: A,
+    ) -> std::io::Result<impl Future<Output = ()> + use<A, F, B>>
+    where
+        A: Fn(SocketAddr, Request<Incoming>) -> F + 'static,
+        F: Future<Output = Response<B>> + 'static,
+        B: http_body::Body<Data = Bytes> + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        listener.set_nonblocking(true)?;
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        let gateway = Arc::clone(gateway);
+        Ok(lend(gateway, listener, self.phase.subscribe(), answer))
+    }
+
     /// Accept nothing new; answers in hand are finished.
     pub fn drain(&self) {
         self.phase.send_replace(Phase::Draining);

@@ -9,6 +9,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
+mod admin;
 mod config;
 mod describe;
 mod door;
@@ -60,6 +61,8 @@ enum Command {
     Key(key::KeyArgs),
     /// Make projects, and disable them with all their keys
     Project(project::ProjectArgs),
+    /// Make, list and take back admin tokens, and describe the admin API
+    Admin(admin::AdminArgs),
     /// Seal secrets for the config file, and move the key they are sealed under
     Secret(secret::SecretArgs),
     /// Move the database to a server
@@ -183,6 +186,7 @@ fn act(command: Command, places: &Places) -> Result<(), Failure> {
         Command::Init(args) => init::run(&args, places),
         Command::Key(args) => key::run(args, places),
         Command::Project(args) => project::run(args, places),
+        Command::Admin(args) => admin::run(args, places),
         Command::Secret(args) => secret::run(&args, places),
         Command::Store(args) => store::run(&args, places),
         Command::Tls(args) => tls::run(&args, places),

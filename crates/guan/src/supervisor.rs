@@ -6,13 +6,12 @@
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sandbox::{Exit, Profile, Signal};
-use wire::control::{Start, ToGateway};
+use wire::control::{Door, Start, ToGateway};
 
 use crate::commands::{Failure, Places};
 use crate::config::Config;
@@ -33,7 +32,7 @@ mod finish;
 pub(crate) use start::engine_program;
 pub(crate) use welcome::fingerprint;
 
-use child::{FIRST_LISTENER_FD, Gateway};
+use child::Gateway;
 use worker::{Turn, Worker};
 
 /// Serves until it is told to stop.
@@ -57,21 +56,23 @@ pub(crate) fn run(places: &Places) -> Result<(), Failure> {
     let cores = std::thread::available_parallelism()
         .map_or(1, usize::from)
         .min(MOST_LISTENERS);
-    let listeners = listen::bind(config.listen, cores)?;
+    let mut doors = vec![listen::bind(Door::Data, config.listen, cores)?];
+    if let Some(address) = config.admin {
+        doors.push(listen::bind(Door::Admin, address, 1)?);
+    }
     // Only now, so that a config or a port that is refused leaves nothing behind.
     if !control::bootstrap::is_ready(folder.path()) {
         start::init(&folder, places, None)?;
     }
     folder.make(&folder.run(), 0o700)?;
-    let admin = listen::bind_unix(&folder.admin_socket())?;
+    doors.push(listen::bind_admin_socket(&folder.admin_socket())?);
     tracing::debug!("fence of the supervisor: {fence}");
     let mut supervisor = Supervisor {
         watch: watch_config(&places.config),
         config_path: places.config.clone(),
         text,
         config,
-        listeners,
-        admin,
+        doors,
         workers: Vec::new(),
         token: None,
         gateway: Life::Waits(Instant::now()),
@@ -117,8 +118,7 @@ struct Supervisor {
     /// The bytes in force.
     text: String,
     config: Config,
-    listeners: listen::Listeners,
-    admin: UnixListener,
+    doors: Vec<listen::Bound>,
     workers: Vec<Worker>,
     /// `guan-pkcs11`, while `[kms]` needs it.
     token: Option<token::Token>,
@@ -343,18 +343,15 @@ impl Supervisor {
         let dead = self.folder.generations_with_slots().map_err(at)?;
         let now = Instant::now();
         let env = passed_env(self.config.environment.iter().cloned());
-        let mut gateway = Gateway::start(&self.listeners.fds, &self.admin, env, now)
+        let (mut gateway, listeners) = Gateway::start(&self.doors, env, now)
             .map_err(|e| Failure::new(format!("the gateway can't be started: {e}")))?;
-        let count = i32::try_from(self.listeners.fds.len()).unwrap_or(i32::MAX);
-        let admin = FIRST_LISTENER_FD.saturating_add(count);
         gateway.send(&ToGateway::Start(Box::new(Start {
             generation,
             dead: dead.into_iter().collect(),
             data: self.folder.path().to_string_lossy().into_owned(),
             config_path: self.config_path.to_string_lossy().into_owned(),
             config: self.text.clone(),
-            listeners: (FIRST_LISTENER_FD..admin).collect(),
-            admin,
+            listeners,
         })));
         for worker in &self.workers {
             gateway.send(&message_of(worker, now));
@@ -475,9 +472,6 @@ pub(crate) fn unix_seconds() -> i64 {
         .unwrap_or_default();
     i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }
-
-/// The file that holds the address while the server runs.
-const ADDRESS_FILE: &str = "address";
 
 /// Descriptors a gateway can be given, less some.
 const MOST_LISTENERS: usize = 64;

@@ -37,8 +37,8 @@ use rules::policy::effective;
 use rules::snapshot::Key;
 use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc;
-use tokio::task::LocalSet;
-use wire::control::{Decoder, Start, ToGateway, ToSupervisor, WorkerState, encode};
+use tokio::task::{JoinHandle, LocalSet};
+use wire::control::{Decoder, Door, Start, ToGateway, ToSupervisor, WorkerState, encode};
 
 use crate::config::reference::Opener;
 use crate::config::{self, Config};
@@ -97,12 +97,13 @@ fn live(supervisor: &mut UnixStream) -> Result<(), Reason> {
     let clock = Clock::system();
     // Sealed values are opened once the store is.
     let config = read_config(&start, &start.config, clock, Opener::Nobody)?;
-    let listeners = start
-        .listeners
-        .iter()
-        .map(|&fd| sandbox::inherited_fd(fd).map(TcpListener::from))
-        .collect::<Result<Vec<_>, _>>()?;
-    let admin = sandbox::inherited_fd(start.admin)?;
+    let inherited = |door| {
+        let fds = start.fds(door).map(sandbox::inherited_fd);
+        fds.collect::<Result<Vec<OwnedFd>, _>>()
+    };
+    let listeners = inherited(Door::Data)?.into_iter().map(TcpListener::from);
+    let listeners = listeners.collect();
+    let (admin, admin_socket) = (inherited(Door::Admin)?, inherited(Door::AdminSocket)?);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -110,9 +111,10 @@ fn live(supervisor: &mut UnixStream) -> Result<(), Reason> {
     let (log, slots) = local.block_on(&runtime, async {
         let (house, config) = Box::pin(House::build(&start, config, clock, supervisor)).await?;
         let cores = serve::start(&house.gateway, listeners)?;
-        house.serve_admin(admin)?;
+        let doors = house.serve_admin(&cores, admin, admin_socket)?;
         say(supervisor, &ToSupervisor::Ready);
-        Box::pin(house.obey(supervisor, decoder, &start, config, cores)).await
+        let running = Running { cores, doors };
+        Box::pin(house.obey(supervisor, decoder, &start, config, running)).await
     })?;
     // The admin API's senders go with the set; the chain ends when the last sender does.
     drop(local);
@@ -126,6 +128,13 @@ fn live(supervisor: &mut UnixStream) -> Result<(), Reason> {
     }
     say(supervisor, &ToSupervisor::Drained);
     Ok(())
+}
+
+/// What answers until it is drained.
+struct Running {
+    cores: Cores,
+    /// The doors that are lent to the admin API.
+    doors: Vec<JoinHandle<()>>,
 }
 
 /// The joined rooms.
@@ -240,27 +249,43 @@ impl House {
         Ok((house, config))
     }
 
-    /// The admin API on the socket that the supervisor holds.
-    fn serve_admin(&self, listener: OwnedFd) -> Result<(), Reason> {
-        let listener = std::os::unix::net::UnixListener::from(listener);
-        listener.set_nonblocking(true)?;
-        let listener = tokio::net::UnixListener::from_std(listener)?;
+    /// The admin API on the listeners that the supervisor holds; what is given back ends with the cores.
+    fn serve_admin(
+        &self,
+        cores: &Cores,
+        listeners: Vec<OwnedFd>,
+        sockets: Vec<OwnedFd>,
+    ) -> Result<Vec<JoinHandle<()>>, Reason> {
         let gateway = Arc::clone(&self.gateway);
-        let state = ApiState {
-            keys: self.keys.clone(),
-            roles: Arc::new(move || gateway.settings.load().roles.clone()),
-            clock: control::clock::system(),
-            store: self.store.clone(),
-            secrets: self.secrets.clone(),
-        };
+        let state = ApiState::new(
+            self.keys.clone(),
+            Arc::new(move || gateway.settings.load().roles.clone()),
+            control::clock::system(),
+            self.store.clone(),
+            self.secrets.clone(),
+        );
+        let api = control::api::Remote::new(&state);
+        let mut doors = Vec::new();
+        for listener in listeners {
+            let api = api.clone();
+            let door = cores.lend(&self.gateway, listener.into(), move |peer, request| {
+                api.clone().answer(peer.ip(), request)
+            })?;
+            doors.push(tokio::task::spawn_local(door));
+        }
         let own = rustix::process::geteuid().as_raw();
-        // It ends with this process's local set.
-        drop(tokio::task::spawn_local(control::api::serve(
-            listener,
-            state,
-            vec![0, own],
-        )));
-        Ok(())
+        for socket in sockets {
+            let socket = std::os::unix::net::UnixListener::from(socket);
+            socket.set_nonblocking(true)?;
+            let socket = tokio::net::UnixListener::from_std(socket)?;
+            // It ends with this process's local set.
+            drop(tokio::task::spawn_local(control::api::serve(
+                socket,
+                state.clone(),
+                vec![0, own],
+            )));
+        }
+        Ok(doors)
     }
 
     /// Does what the supervisor asks, until it asks for the end.
@@ -270,7 +295,7 @@ impl House {
         mut decoder: Decoder,
         start: &Start,
         mut config: Config,
-        cores: Cores,
+        running: Running,
     ) -> Result<(Log, Arc<Slots>), Reason> {
         let reading = supervisor.try_clone()?;
         reading.set_nonblocking(true)?;
@@ -287,7 +312,7 @@ impl House {
                         Err(refusal) => say(supervisor, &refusal),
                     },
                     ToGateway::Drain { grace_ms } => {
-                        self.drain(cores, Duration::from_millis(grace_ms), &mut reading)
+                        self.drain(running, Duration::from_millis(grace_ms), &mut reading)
                             .await;
                         return Ok((self.log, Arc::clone(&self.gateway.slots)));
                     }
@@ -324,11 +349,12 @@ impl House {
     }
 
     /// Finishes the answers in hand; a second order, or the supervisor's end, cuts them.
-    async fn drain(&self, cores: Cores, grace: Duration, reading: &mut tokio::net::UnixStream) {
+    async fn drain(&self, running: Running, grace: Duration, reading: &mut tokio::net::UnixStream) {
+        let Running { cores, doors } = running;
         self.gateway.draining.store(true, Ordering::Relaxed);
         cores.drain();
         let all_ended = async {
-            while !cores.are_done() {
+            while !(cores.are_done() && doors.iter().all(JoinHandle::is_finished)) {
                 tokio::time::sleep(LOOK).await;
             }
         };

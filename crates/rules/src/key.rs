@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 const PREFIX: &str = "sk-guan-";
+const ADMIN_PREFIX: &str = "sk-guan-admin-";
 const BASE62: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 const ID_LENGTH: usize = 12;
 const SECRET_LENGTH: usize = 43;
@@ -104,23 +105,35 @@ impl fmt::Debug for Minted {
 #[must_use]
 pub fn mint(random: &[u8; 44]) -> Minted {
     let (for_id, secret) = random.split_at(ID_LENGTH);
-    let mut id = [0_u8; ID_LENGTH];
-    for (letter, byte) in id.iter_mut().zip(for_id) {
-        // 256 isn't a multiple of 62; the id is a name, not a secret, so the small bias does no harm.
-        *letter = base62_letter(usize::from(*byte % 62));
-    }
-    mint_for(KeyId(id), secret)
+    mint_for(PREFIX, id_of(for_id), secret)
+}
+
+/// Makes an admin token from 44 random bytes: the same form under another prefix, so that neither is ever taken for
+/// the other.
+#[must_use]
+pub fn mint_admin(random: &[u8; 44]) -> Minted {
+    let (for_id, secret) = random.split_at(ID_LENGTH);
+    mint_for(ADMIN_PREFIX, id_of(for_id), secret)
 }
 
 /// Makes another key of the same id from 32 random bytes: what a rotation hands out.
 #[must_use]
 pub fn mint_again(id: KeyId, random: &[u8; 32]) -> Minted {
-    mint_for(id, random)
+    mint_for(PREFIX, id, random)
 }
 
-fn mint_for(id: KeyId, secret: &[u8]) -> Minted {
-    let mut text = Zeroizing::new(String::with_capacity(72));
-    text.push_str(PREFIX);
+fn id_of(random: &[u8]) -> KeyId {
+    let mut id = [0_u8; ID_LENGTH];
+    for (letter, byte) in id.iter_mut().zip(random) {
+        // 256 isn't a multiple of 62; the id is a name, not a secret, so the small bias does no harm.
+        *letter = base62_letter(usize::from(*byte % 62));
+    }
+    KeyId(id)
+}
+
+fn mint_for(prefix: &str, id: KeyId, secret: &[u8]) -> Minted {
+    let mut text = Zeroizing::new(String::with_capacity(80));
+    text.push_str(prefix);
     text.push_str(id.as_str());
     text.push('_');
     push_base62(&mut text, secret, SECRET_LENGTH);
@@ -135,7 +148,25 @@ fn mint_for(id: KeyId, secret: &[u8]) -> Minted {
 /// # Errors
 /// [`KeyFault`].
 pub fn check(text: &str) -> Result<KeyId, KeyFault> {
-    let rest = text.strip_prefix(PREFIX).ok_or(KeyFault::Shape)?;
+    check_with(PREFIX, text)
+}
+
+/// The same for an admin token.
+///
+/// # Errors
+/// [`KeyFault`].
+pub fn check_admin(text: &str) -> Result<KeyId, KeyFault> {
+    check_with(ADMIN_PREFIX, text)
+}
+
+/// Whether a text begins as an admin token does: such a text is never a key, whatever else it is.
+#[must_use]
+pub fn is_admin(text: &str) -> bool {
+    text.starts_with(ADMIN_PREFIX)
+}
+
+fn check_with(prefix: &str, text: &str) -> Result<KeyId, KeyFault> {
+    let rest = text.strip_prefix(prefix).ok_or(KeyFault::Shape)?;
     let mut parts = rest.split('_');
     let (Some(id), Some(secret), Some(crc), None) =
         (parts.next(), parts.next(), parts.next(), parts.next())
@@ -202,6 +233,14 @@ impl Pepper {
     pub fn digest(&self, key: &str) -> Digest {
         let inner = digest::digest(&digest::SHA256, key.as_bytes());
         self.digest_of_sha256(inner.as_ref())
+    }
+
+    /// The digest of an admin token: of another domain than a key's, so that no key can be made that has it.
+    #[must_use]
+    pub fn digest_of_admin(&self, token: &str) -> Digest {
+        let inner = digest::digest(&digest::SHA256, token.as_bytes());
+        let domain = [b"guan admin token ", inner.as_ref()].concat();
+        self.digest_of_sha256(&domain)
     }
 
     /// The digest of a foreign key that is known by its SHA-256 only.
@@ -283,6 +322,20 @@ mod tests {
         assert_eq!(check(minted.text.get(..70).unwrap()), Err(KeyFault::Shape));
         assert_eq!(check("sk-abcdef"), Err(KeyFault::Shape));
         assert_eq!(check(""), Err(KeyFault::Shape));
+    }
+
+    #[test]
+    fn an_admin_token_is_never_a_key_nor_a_key_an_admin_token() {
+        let (key, token) = (mint(&random(5)), mint_admin(&random(5)));
+        assert_eq!(check_admin(&token.text), Ok(token.id));
+        assert_eq!(check(&token.text), Err(KeyFault::Shape));
+        assert_eq!(check_admin(&key.text), Err(KeyFault::Shape));
+        assert!(is_admin(&token.text) && !is_admin(&key.text));
+        let pepper = Pepper::new(&[1; 32]);
+        assert_ne!(
+            pepper.digest(&token.text),
+            pepper.digest_of_admin(&token.text)
+        );
     }
 
     #[test]

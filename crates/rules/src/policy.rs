@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::network::Network;
@@ -65,7 +66,7 @@ pub struct Role {
 }
 
 /// What a key or a project narrows of its role. `None` leaves a value to the others.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Own {
     /// These models only, by public name.
@@ -76,6 +77,7 @@ pub struct Own {
     pub endpoints: Option<Arc<[String]>>,
     /// From these addresses only.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Vec<String>>")]
     pub addresses: Option<Arc<[Network]>>,
     /// Calls a minute.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -165,7 +167,7 @@ pub fn effective(role: &Role, project: Option<&Own>, key: Option<&Own>) -> Polic
 }
 
 /// One value of an effective policy, and who says it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Said {
     /// The value's name, as it is written in the config file.
     pub name: String,

@@ -26,7 +26,7 @@ pub struct Guan {
 #[must_use]
 pub fn in_front_of(url: &str) -> String {
     format!(
-        "[server]\nlisten = \"127.0.0.1:0\"\n\n[[models]]\nname = \"m\"\n\n[[models.replicas]]\nurl = \"{url}\"\n"
+        "[server]\nlisten = \"127.0.0.1:0\"\n\n[admin]\nlisten = \"127.0.0.1:0\"\n\n[[models]]\nname = \"m\"\n\n[[models.replicas]]\nurl = \"{url}\"\n"
     )
 }
 
@@ -180,6 +180,20 @@ impl Guan {
             .trim()
             .parse()
             .expect("state/run/address holds an address");
+        Client::new(address, &self.data.path().join("secrets/tls.crt"))
+    }
+
+    /// A client of the admin listener, without a credential.
+    ///
+    /// # Panics
+    /// When it isn't open.
+    #[must_use]
+    pub fn admin_door(&self) -> Client {
+        let address = read_file(&self.data.path().join("state/run/admin-address"));
+        let address = address
+            .trim()
+            .parse()
+            .expect("state/run/admin-address holds an address");
         Client::new(address, &self.data.path().join("secrets/tls.crt"))
     }
 

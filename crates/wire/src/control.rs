@@ -46,10 +46,37 @@ pub struct Start {
     pub config_path: String,
     /// The bytes of `guan.toml`; empty when there is none.
     pub config: String,
-    /// Inherited descriptors of the data listeners: one a core.
-    pub listeners: Vec<i32>,
-    /// Inherited descriptor of the listening admin socket (`state/run/admin.sock`).
-    pub admin: i32,
+    /// Inherited listeners.
+    pub listeners: Vec<Listener>,
+}
+
+/// What a gateway listens for. A closed list: whoever adds a door adds it here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Door {
+    /// `[server] listen`: calls to models, one descriptor a core.
+    Data,
+    /// `[admin] listen`: the admin API over TLS.
+    Admin,
+    /// The Unix socket `state/run/admin.sock`.
+    AdminSocket,
+}
+
+/// One door and the descriptors that it has in the gateway.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listener {
+    /// Which.
+    pub door: Door,
+    /// Its inherited descriptors.
+    pub fds: Vec<i32>,
+}
+
+impl Start {
+    /// The descriptors of a door; none where it isn't open.
+    pub fn fds(&self, door: Door) -> impl Iterator<Item = i32> + '_ {
+        let of = self.listeners.iter().filter(move |it| it.door == door);
+        of.flat_map(|it| it.fds.iter().copied())
+    }
 }
 
 /// A worker's state, as the supervisor knows it.

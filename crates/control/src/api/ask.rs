@@ -1,7 +1,6 @@
 //! The admin API without a socket: for a command that holds the data folder's lock, so that an act is one act
 //! whether or not the server runs. Called by `guan`'s commands.
 
-use axum::Extension;
 use axum::body::Body;
 use axum::response::Response;
 use bytes::Bytes;
@@ -10,7 +9,7 @@ use http_body_util::BodyExt;
 use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
 
-use super::{ApiState, Peer, router};
+use super::{ApiState, Origin, table};
 
 /// A request as a command writes it.
 #[derive(Clone, Debug)]
@@ -25,13 +24,13 @@ pub struct Asked<'a> {
     pub body: Vec<u8>,
 }
 
-/// Answers one request of this peer: the status and the body.
+/// Answers one request of this user: the status and the body.
 ///
 /// # Errors
 /// A method, path or header that isn't one, or an answer that can't be made whole.
 pub async fn ask(
-    state: ApiState,
-    peer: Peer,
+    state: &ApiState,
+    uid: u32,
     asked: Asked<'_>,
 ) -> Result<(u16, Bytes), axum::Error> {
     let mut request = Request::builder().method(asked.method).uri(asked.path);
@@ -39,9 +38,10 @@ pub async fn ask(
         request = request.header(*name, *value);
     }
     let request = request
+        .extension(Origin::Local { uid })
         .body(Body::from(asked.body))
         .map_err(axum::Error::new)?;
-    let routes = router(state).layer(Extension(peer));
+    let routes = table::router(state);
     let answered = TowerToHyperService::new(routes).call(request).await;
     let answered: Response = match answered {
         Ok(response) => response,

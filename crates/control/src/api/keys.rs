@@ -7,28 +7,25 @@ use axum::extract::{Path, Query, State};
 use axum::response::Response;
 use http::{HeaderMap, StatusCode};
 use rules::key::KeyId;
-use rules::policy::Own;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use rules::policy::{Own, Said};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
+use super::guard::Who;
+use super::pages::{ListQuery, Page};
 use super::precondition::{expected, tagged};
-use super::{
-    ApiFault, ApiState, DEFAULT_PAGE, LARGEST_PAGE, Peer, actor, answer, query_fault, read, shown,
-    shown_with, whole,
-};
+use super::{ApiFault, ApiState, answer, ends, query_fault, read, whole};
 use crate::clock;
-use crate::keys::{Created, Foreign, KeyChange, NewKey, is_due, read_list, time};
+use crate::keys::{
+    Created, Foreign, KeyChange, KeyRow, NewKey, SecretRow, is_due, read_list, time,
+};
 
 pub(super) async fn list(
     State(state): State<ApiState>,
     query: Result<Query<ListQuery>, QueryRejection>,
 ) -> Result<Response, ApiFault> {
     let Query(query) = query.map_err(|cause| query_fault(&cause))?;
-    let limit = query.limit.unwrap_or(DEFAULT_PAGE);
-    if !(1..=LARGEST_PAGE).contains(&limit) {
-        let text = format!("limit must be 1 to {LARGEST_PAGE}");
-        return Err(ApiFault::bad(text, Some("limit")));
-    }
+    let limit = query.limit()?;
     let after = query
         .after
         .map(|text| KeyId::parse(&text))
@@ -38,28 +35,32 @@ pub(super) async fn list(
         })?;
     let page = state.keys.page(after, limit).await?;
     let (roles, now) = ((state.roles)(), clock::seconds((state.clock)()));
-    let rows: Vec<Value> = page
-        .rows
-        .iter()
-        .map(|row| shown_with(row, &[("rotation_due", is_due(row, &roles, now).into())]))
-        .collect();
-    let body = json!({ "object": "list", "data": rows, "has_more": page.has_more });
-    Ok(answer(StatusCode::OK, &body))
+    let (has_more, rows) = (page.has_more, page.rows.into_iter());
+    let rows = rows.map(|row| Listed {
+        rotation_due: is_due(&row, &roles, now),
+        row,
+    });
+    let path = format!("/admin/v1/keys?limit={limit}");
+    Ok(
+        Page::of(rows.collect(), has_more).answered(StatusCode::OK, &path, |listed: &Listed| {
+            listed.row.id.to_string()
+        }),
+    )
 }
 
 pub(super) async fn create(
     State(state): State<ApiState>,
-    Extension(peer): Extension<Peer>,
+    Extension(who): Extension<Who>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, ApiFault> {
     let asked: CreateBody = read(body)?;
     let new = asked.meant(clock::seconds((state.clock)()))?;
-    let (keys, roles, actor) = (state.keys, (state.roles)(), actor(peer));
+    let (keys, roles, actor) = (state.keys, (state.roles)(), who.actor);
     let created = whole(Box::pin(
         async move { keys.create(new, &roles, &actor).await },
     ))
     .await?;
-    Ok(once(StatusCode::CREATED, &created))
+    Ok(once(StatusCode::CREATED, created))
 }
 
 pub(super) async fn show(
@@ -69,53 +70,52 @@ pub(super) async fn show(
     let roles = (state.roles)();
     let key = state.keys.show(&id, &roles).await?;
     let now = clock::seconds((state.clock)());
-    let body = shown_with(
-        &key.row,
-        &[
-            ("secrets", shown(&key.secrets)),
-            ("policy", shown(&key.policy)),
-            ("project_disabled", key.project_disabled.into()),
-            ("rotation_due", is_due(&key.row, &roles, now).into()),
-        ],
-    );
-    Ok(tagged(answer(StatusCode::OK, &body), key.row.version))
+    let version = key.row.version;
+    let shown = Shown {
+        rotation_due: is_due(&key.row, &roles, now),
+        row: key.row,
+        secrets: key.secrets,
+        policy: key.policy,
+        project_disabled: key.project_disabled,
+    };
+    Ok(tagged(answer(StatusCode::OK, &shown), version))
 }
 
 pub(super) async fn change(
     State(state): State<ApiState>,
-    Extension(peer): Extension<Peer>,
+    Extension(who): Extension<Who>,
     Path(id): Path<String>,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, ApiFault> {
     let expected = expected(&headers)?;
     let change: KeyChange = read(body)?;
-    let (keys, roles, actor) = (state.keys, (state.roles)(), actor(peer));
+    let (keys, roles, actor) = (state.keys, (state.roles)(), who.actor);
     let row = whole(Box::pin(async move {
         keys.change(&id, &expected, change, &roles, &actor).await
     }))
     .await?;
-    Ok(tagged(answer(StatusCode::OK, &shown(&row)), row.version))
+    Ok(tagged(answer(StatusCode::OK, &row), row.version))
 }
 
 pub(super) async fn rotate(
     State(state): State<ApiState>,
-    Extension(peer): Extension<Peer>,
+    Extension(who): Extension<Who>,
     Path(id): Path<String>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, ApiFault> {
     let asked: RotateBody = read(body)?;
-    let (keys, actor) = (state.keys, actor(peer));
+    let (keys, actor) = (state.keys, who.actor);
     let rotated = whole(Box::pin(async move {
         keys.rotate(&id, asked.overlap_seconds, &actor).await
     }))
     .await?;
-    Ok(once(StatusCode::OK, &rotated))
+    Ok(once(StatusCode::OK, rotated))
 }
 
 pub(super) async fn import(
     State(state): State<ApiState>,
-    Extension(peer): Extension<Peer>,
+    Extension(who): Extension<Who>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, ApiFault> {
     let asked: ImportBody = read(body)?;
@@ -125,70 +125,118 @@ pub(super) async fn import(
         Form::Sha256 => Foreign::Sha256,
     };
     let list = read_list(&zeroize::Zeroizing::new(asked.list), form)?;
-    let (keys, roles, actor) = (state.keys, (state.roles)(), actor(peer));
+    let (keys, roles, actor) = (state.keys, (state.roles)(), who.actor);
     let imported = whole(Box::pin(async move {
         keys.import(list, like, &roles, &actor).await
     }))
     .await?;
-    let body = json!({ "object": "list", "data": imported.rows, "has_more": false });
-    Ok(answer(StatusCode::CREATED, &body))
+    Ok(answer(StatusCode::CREATED, &Page::of(imported.rows, false)))
 }
 
 pub(super) async fn revoke(
     State(state): State<ApiState>,
-    Extension(peer): Extension<Peer>,
+    Extension(who): Extension<Who>,
     Path(id): Path<String>,
 ) -> Result<Response, ApiFault> {
-    let (keys, actor) = (state.keys, actor(peer));
+    let (keys, actor) = (state.keys, who.actor);
     let revoked = whole(Box::pin(async move { keys.revoke(&id, &actor).await })).await?;
-    let body = shown_with(&revoked.row, &[("already_revoked", revoked.already.into())]);
-    Ok(answer(StatusCode::OK, &body))
+    let shown = Revoked {
+        row: revoked.row,
+        already_revoked: revoked.already,
+    };
+    Ok(answer(StatusCode::OK, &shown))
 }
 
 /// A key with its text: the only answers that carry one.
-fn once(status: StatusCode, created: &Created) -> Response {
-    let text: &str = &created.text;
-    let shown = shown_with(&created.row, &[("key", text.into())]);
-    tagged(answer(status, &shown), created.row.version)
+fn once(status: StatusCode, created: Created) -> Response {
+    let version = created.row.version;
+    let shown = Once {
+        row: created.row,
+        key: Some(created.text.to_string()),
+    };
+    tagged(answer(status, &shown), version)
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct ListQuery {
-    limit: Option<u32>,
-    after: Option<String>,
+/// A key in a list.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "KeyListed")]
+pub(super) struct Listed {
+    #[serde(flatten)]
+    row: KeyRow,
+    /// Its newest secret is older than its role allows.
+    rotation_due: bool,
 }
 
-#[derive(Debug, Deserialize)]
+/// A key, whole.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "KeyShown")]
+pub(super) struct Shown {
+    #[serde(flatten)]
+    row: KeyRow,
+    /// Its secrets, newest first; never their text.
+    secrets: Vec<SecretRow>,
+    /// What it may do after all, and who says so; empty when its role isn't in the config file.
+    policy: Vec<Said>,
+    /// Its project is disabled, so it is refused.
+    project_disabled: bool,
+    /// Its newest secret is older than its role allows.
+    rotation_due: bool,
+}
+
+/// A key with its text: the only answer that carries one.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "KeyOnce")]
+pub(super) struct Once {
+    #[serde(flatten)]
+    row: KeyRow,
+    /// The key; null when the request was sent again under its idempotency key.
+    key: Option<String>,
+}
+
+/// A key that was taken back.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "KeyRevoked")]
+pub(super) struct Revoked {
+    #[serde(flatten)]
+    row: KeyRow,
+    /// It was already: this request changed nothing.
+    already_revoked: bool,
+}
+
+/// A new key.
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct CreateBody {
+#[schemars(rename = "NewKey")]
+pub(super) struct CreateBody {
+    /// What it is for.
     name: String,
+    /// Its role: one of the config file's.
     role: String,
+    /// Who pays.
     #[serde(default)]
     project: Option<String>,
+    /// From when it is good, RFC 3339.
     #[serde(default)]
+    #[schemars(with = "Option<clock::Stamp>")]
     not_before: Option<String>,
+    /// When it ends, RFC 3339.
     #[serde(default)]
+    #[schemars(with = "Option<clock::Stamp>")]
     expires_at: Option<String>,
+    /// Or after how long it ends.
     #[serde(default)]
     expires_in_seconds: Option<u32>,
+    /// What it narrows of its role.
     #[serde(default)]
     own: Own,
+    /// What to remember of it.
     #[serde(default)]
     notes: String,
 }
 
 impl CreateBody {
     fn meant(self, now: i64) -> Result<NewKey, ApiFault> {
-        let expires_at = match (self.expires_at, self.expires_in_seconds) {
-            (None, None) => None,
-            (Some(text), None) => Some(time(&text, "expires_at")?),
-            (None, Some(seconds)) => Some(now.saturating_add(i64::from(seconds))),
-            (Some(_), Some(_)) => {
-                let text = "give expires_at or expires_in_seconds, not both";
-                return Err(ApiFault::bad(text.to_owned(), Some("expires_at")));
-            }
-        };
+        let expires_at = ends(self.expires_at, self.expires_in_seconds, now)?;
         let not_before = self.not_before.map(|text| time(&text, "not_before"));
         Ok(NewKey {
             name: self.name,
@@ -202,23 +250,34 @@ impl CreateBody {
     }
 }
 
-#[derive(Debug, Deserialize)]
+/// How a key gets a new secret.
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct RotateBody {
+#[schemars(rename = "Rotation")]
+pub(super) struct RotateBody {
+    /// How long the old secrets work on, at most 90 days; 0: they end now.
     overlap_seconds: u32,
 }
 
-#[derive(Deserialize)]
+/// Keys of another gateway.
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct ImportBody {
+#[schemars(rename = "Import")]
+pub(super) struct ImportBody {
+    /// How the list is written.
     form: Form,
+    /// One key a line, then perhaps a blank and a name.
     list: String,
+    /// What they shall be; its name is for those without one.
     like: CreateBody,
 }
 
-#[derive(Debug, Deserialize)]
+/// How a list of foreign keys is written.
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 enum Form {
+    /// The keys themselves.
     Plain,
+    /// Their SHA-256, 64 hex digits each.
     Sha256,
 }

@@ -15,24 +15,33 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use super::{ApiFault, ApiState, Peer, router};
+use super::denials::Denied;
+use super::{ApiFault, ApiState, Origin, table};
 
 /// Answers connections until it is dropped. Peers whose uid isn't in `allowed_uids` get a 403 and nothing else.
 ///
 /// # Errors
 /// None: a failing `accept` is logged and tried again.
 pub async fn serve(listener: UnixListener, state: ApiState, allowed_uids: Vec<u32>) {
-    let allowed = router(state);
+    let allowed = table::router(&state);
     let foreign = Router::new().fallback(refuse);
     let places = Arc::new(Semaphore::new(MOST_CONNECTIONS));
     // Dropped with this future, so nothing outlives it but acts that have begun.
     let mut open = JoinSet::new();
+    let mut minute = tokio::time::interval(FLUSH_EVERY);
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else {
             return;
         };
         while open.try_join_next().is_some() {}
-        let stream = match listener.accept().await {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = minute.tick() => {
+                state.flush_denials();
+                continue;
+            }
+        };
+        let stream = match accepted {
             Ok((stream, _)) => stream,
             Err(cause) => {
                 tracing::warn!(%cause, "the admin socket can't accept a connection");
@@ -48,9 +57,10 @@ pub async fn serve(listener: UnixListener, state: ApiState, allowed_uids: Vec<u3
             }
         };
         let routes = if allowed_uids.contains(&uid) {
-            allowed.clone().layer(Extension(Peer { uid }))
+            allowed.clone().layer(Extension(Origin::Local { uid }))
         } else {
             tracing::warn!(uid, "connection on the admin socket refused");
+            state.denied(Denied::foreign_user(uid));
             foreign.clone()
         };
         let _task = open.spawn(async move {
@@ -82,6 +92,8 @@ async fn refuse() -> ApiFault {
     )
 }
 
+/// Between two looks at what was refused again and again.
+const FLUSH_EVERY: Duration = Duration::from_secs(60);
 const MOST_CONNECTIONS: usize = 16;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longer than an act waits for a held database and for the audit log.

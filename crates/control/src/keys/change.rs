@@ -5,17 +5,20 @@
 
 use rules::policy::Own;
 use rules::snapshot::Roles;
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value, json};
 
 use super::{
     Keys, KeysFault, NewKey, check_name, check_notes, check_own, check_role, check_times, clock,
+    reaches,
 };
+use crate::actor::Actor;
 use crate::audit_log;
 use crate::store::{KeyRow, ProjectRow};
 
 /// What shall be different in a key. What is absent stays; `null` clears.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct KeyChange {
     /// What its owner calls it.
@@ -27,12 +30,15 @@ pub struct KeyChange {
     pub project: Option<Option<String>>,
     /// Before which it isn't valid yet, RFC 3339; `null`: from now on.
     #[serde(deserialize_with = "given")]
+    #[schemars(with = "Option<clock::Stamp>")]
     pub not_before: Option<Option<String>>,
     /// From when it is no longer valid, RFC 3339; `null`: it doesn't expire.
     #[serde(deserialize_with = "given")]
+    #[schemars(with = "Option<clock::Stamp>")]
     pub expires_at: Option<Option<String>>,
     /// What it narrows of its role: each member as here, `null` clears it; `null` for all: it narrows nothing.
     #[serde(deserialize_with = "given")]
+    #[schemars(with = "Option<OwnPatch>")]
     pub own: Option<Option<Map<String, Value>>>,
     /// What its owner wants to remember; `null`: nothing.
     #[serde(deserialize_with = "given")]
@@ -40,16 +46,20 @@ pub struct KeyChange {
 }
 
 /// What shall be different in a project. Its name stays: keys, records and usage know it by that.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ProjectChange {
     /// What it narrows for all its keys: each member as here, `null` clears it; `null` for all: it narrows nothing.
     #[serde(deserialize_with = "given")]
+    #[schemars(with = "Option<OwnPatch>")]
     pub own: Option<Option<Map<String, Value>>>,
     /// What its owner wants to remember; `null`: nothing.
     #[serde(deserialize_with = "given")]
     pub notes: Option<Option<String>>,
 }
+
+/// [`Own`], each member of which may be null too.
+type OwnPatch = Own;
 
 /// Which version of a row a change was made for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,7 +91,7 @@ impl Keys {
         expected: &Expected,
         change: KeyChange,
         roles: &Roles,
-        actor: &str,
+        actor: &Actor,
     ) -> Result<KeyRow, KeysFault> {
         let before = self.row(id_or_prefix).await?;
         if !expected.fits(before.version) {
@@ -94,11 +104,13 @@ impl Keys {
         if after == before {
             return Ok(before);
         }
+        reaches(actor, &before.role)?;
+        reaches(actor, &after.role)?;
         self.judge(&before, &after, roles).await?;
         let pending = self.store.change_key(&after).await?;
         let pending = pending.ok_or(KeysFault::Changed)?;
         let mut record = audit_log::blank(&self.clock, "key-change");
-        record.user_id = Some(actor.to_owned());
+        actor.sign(&mut record);
         record.act = Some(differences(
             json!({ "id": before.id, "name": before.name }),
             &serde_json::to_value(&before).unwrap_or_default(),
@@ -118,7 +130,7 @@ impl Keys {
         named: &str,
         expected: &Expected,
         change: ProjectChange,
-        actor: &str,
+        actor: &Actor,
     ) -> Result<ProjectRow, KeysFault> {
         let before = self.project(named).await?;
         if !expected.fits(before.version) {
@@ -139,7 +151,7 @@ impl Keys {
         let pending = self.store.change_project(&after).await?;
         let pending = pending.ok_or(KeysFault::Changed)?;
         let mut record = audit_log::blank(&self.clock, "project-change");
-        record.user_id = Some(actor.to_owned());
+        actor.sign(&mut record);
         record.act = Some(differences(
             json!({ "id": before.id, "name": before.name }),
             &serde_json::to_value(&before).unwrap_or_default(),

@@ -9,6 +9,7 @@ use rules::snapshot::Roles;
 use serde_json::json;
 
 use super::{Keys, KeysFault, NewKey, fresh, is_name, row_of};
+use crate::actor::Actor;
 use crate::audit_log;
 use crate::clock;
 use crate::store::{KeyRow, StoreFault};
@@ -76,6 +77,9 @@ pub fn read_list(text: &str, form: Foreign) -> Result<Vec<ForeignKey>, KeysFault
                 (unhex(key).ok_or_else(|| fault(why))?, None)
             }
             Foreign::Plain => {
+                if rules::key::is_admin(key) {
+                    return Err(fault("this is an admin token, which is never a key"));
+                }
                 // What a header can carry and `authenticate` reads.
                 let legal = |b: u8| b.is_ascii_alphanumeric() || b"-._~+/=:".contains(&b);
                 if !(8..=512).contains(&key.len()) || !key.bytes().all(legal) {
@@ -133,10 +137,11 @@ impl Keys {
         keys: Vec<ForeignKey>,
         like: NewKey,
         roles: &Roles,
-        actor: &str,
+        actor: &Actor,
     ) -> Result<Imported, KeysFault> {
         let now = clock::seconds((self.clock)());
         self.check(&like, roles, now).await?;
+        super::reaches(actor, &like.role)?;
         let mut new: Vec<(KeyRow, Digest)> = Vec::with_capacity(keys.len());
         for key in keys {
             // Only the id is ours; the text stays theirs.
@@ -162,7 +167,7 @@ impl Keys {
             })?;
         let rows: Vec<KeyRow> = new.into_iter().map(|(row, _)| row).collect();
         let mut record = audit_log::blank(&self.clock, "key-import");
-        record.user_id = Some(actor.to_owned());
+        actor.sign(&mut record);
         let ids: Vec<&KeyId> = rows.iter().map(|row| &row.id).collect();
         record.act = Some(json!({ "ids": ids, "role": like.role, "project": like.project }));
         self.record_then_commit(record, pending).await?;

@@ -6,6 +6,7 @@ use rules::policy::Own;
 use serde_json::json;
 
 use super::{Keys, KeysFault, check_name, check_notes, check_own};
+use crate::actor::Actor;
 use crate::audit_log;
 use crate::clock;
 use crate::store::ProjectRow;
@@ -29,7 +30,7 @@ impl Keys {
     pub async fn create_project(
         &self,
         new: NewProject,
-        actor: &str,
+        actor: &Actor,
     ) -> Result<ProjectRow, KeysFault> {
         check_name(&new.name, "name")?;
         check_own(&new.own)?;
@@ -43,7 +44,7 @@ impl Keys {
             own: new.own,
             notes: new.notes,
             created_at: clock::seconds((self.clock)()),
-            created_by: actor.to_owned(),
+            created_by: actor.id().to_owned(),
             version: 1,
         };
         let pending = self.store.add_project(&row).await?;
@@ -58,6 +59,27 @@ impl Keys {
     /// [`KeysFault::Store`].
     pub async fn projects(&self) -> Result<Vec<ProjectRow>, KeysFault> {
         Ok(self.store.projects().await?)
+    }
+
+    /// At most `limit` projects by name after the project of the id `after`, and whether there are more.
+    ///
+    /// # Errors
+    /// [`KeysFault::Store`], [`KeysFault::Project`].
+    pub async fn projects_page(
+        &self,
+        after: Option<&str>,
+        limit: u32,
+    ) -> Result<(Vec<ProjectRow>, bool), KeysFault> {
+        let after = match after {
+            Some(id) => Some(self.project(id).await?.name),
+            None => None,
+        };
+        let more = limit.saturating_add(1);
+        let mut rows = self.store.projects_after(after.as_deref(), more).await?;
+        let most = usize::try_from(limit).unwrap_or(usize::MAX);
+        let has_more = rows.len() > most;
+        rows.truncate(most);
+        Ok((rows, has_more))
     }
 
     /// The project of this name or id.
@@ -77,7 +99,7 @@ impl Keys {
         &self,
         named: &str,
         enabled: bool,
-        actor: &str,
+        actor: &Actor,
     ) -> Result<(ProjectRow, bool), KeysFault> {
         let name = self.project(named).await?.name;
         let (row, changed) = self
@@ -100,9 +122,9 @@ impl Keys {
         Ok((row, changed))
     }
 
-    fn project_act(&self, action: &str, row: &ProjectRow, actor: &str) -> Record {
+    fn project_act(&self, action: &str, row: &ProjectRow, actor: &Actor) -> Record {
         let mut record = audit_log::blank(&self.clock, action);
-        record.user_id = Some(actor.to_owned());
+        actor.sign(&mut record);
         record.act = Some(json!({ "id": row.id, "name": row.name, "own": row.own }));
         record
     }

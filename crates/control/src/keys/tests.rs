@@ -1,5 +1,6 @@
 //! Acts on keys: what is valid, what is recorded, and what holds when the store or the log fails.
 
+use crate::actor::Actor;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -16,7 +17,7 @@ async fn a_key_is_shown_once_published_at_once_and_kept_as_a_digest_only() {
     };
     let _project = bench
         .keys
-        .create_project(project, "local:1000")
+        .create_project(project, &Actor::local(1000))
         .await
         .unwrap();
     let new = NewKey {
@@ -26,7 +27,7 @@ async fn a_key_is_shown_once_published_at_once_and_kept_as_a_digest_only() {
     };
     let created = bench
         .keys
-        .create(new, &roles(), "local:1000")
+        .create(new, &roles(), &Actor::local(1000))
         .await
         .unwrap();
     assert_eq!(rules::key::check(&created.text), Ok(created.id));
@@ -93,7 +94,7 @@ async fn bad_names_roles_and_expiries_make_no_key() {
     for (new, word) in bad {
         let fault = bench
             .keys
-            .create(new.clone(), &roles(), "local:0")
+            .create(new.clone(), &roles(), &Actor::local(0))
             .await
             .unwrap_err();
         assert!(fault.to_string().contains(word), "{new:?}: {fault}");
@@ -101,7 +102,7 @@ async fn bad_names_roles_and_expiries_make_no_key() {
     assert!(bench.keys.list().await.unwrap().is_empty() && bench.actions().is_empty());
     let longest = bench
         .keys
-        .create(new_key(&"ü".repeat(128)), &roles(), "local:0")
+        .create(new_key(&"ü".repeat(128)), &roles(), &Actor::local(0))
         .await;
     assert!(longest.is_ok());
 }
@@ -111,19 +112,19 @@ async fn a_revoked_key_is_refused_at_once_and_revoking_again_says_so() {
     let bench = Bench::new().await;
     let created = bench
         .keys
-        .create(new_key("a"), &roles(), "local:0")
+        .create(new_key("a"), &roles(), &Actor::local(0))
         .await
         .unwrap();
     let first = bench
         .keys
-        .revoke(created.id.as_str(), "local:0")
+        .revoke(created.id.as_str(), &Actor::local(0))
         .await
         .unwrap();
     assert_eq!((first.already, first.row.revoked_at), (false, Some(NOW)));
     assert_eq!(bench.accepts(&created.text), Some(false));
     let second = bench
         .keys
-        .revoke(created.id.as_str(), "local:0")
+        .revoke(created.id.as_str(), &Actor::local(0))
         .await
         .unwrap();
     assert_eq!((second.already, second.row), (true, first.row));
@@ -135,13 +136,24 @@ async fn a_key_is_named_by_the_first_letters_of_its_id_if_they_fit_one_only() {
     let bench = Bench::new().await;
     let created = bench
         .keys
-        .create(new_key("a"), &roles(), "local:0")
+        .create(new_key("a"), &roles(), &Actor::local(0))
         .await
         .unwrap();
     let prefix = created.id.as_str().get(..6).unwrap();
-    assert!(!bench.keys.revoke(prefix, "local:0").await.unwrap().already);
+    assert!(
+        !bench
+            .keys
+            .revoke(prefix, &Actor::local(0))
+            .await
+            .unwrap()
+            .already
+    );
     for given in ["", "abc", "%%%%", "____", "sk-guan-", &created.text] {
-        let fault = bench.keys.revoke(given, "local:0").await.unwrap_err();
+        let fault = bench
+            .keys
+            .revoke(given, &Actor::local(0))
+            .await
+            .unwrap_err();
         assert_eq!(fault, KeysFault::NotAnId);
         assert!(given.len() < 9 || !fault.to_string().contains(given));
     }
@@ -158,7 +170,7 @@ async fn a_key_is_named_by_the_first_letters_of_its_id_if_they_fit_one_only() {
         .collect();
     if turned != prefix {
         assert!(matches!(
-            bench.keys.revoke(&turned, "local:0").await,
+            bench.keys.revoke(&turned, &Actor::local(0)).await,
             Err(KeysFault::Unknown(_))
         ));
     }
@@ -177,7 +189,11 @@ async fn a_key_is_named_by_the_first_letters_of_its_id_if_they_fit_one_only() {
             .await
             .unwrap();
     }
-    let fault = bench.keys.revoke("zzzzz", "local:0").await.unwrap_err();
+    let fault = bench
+        .keys
+        .revoke("zzzzz", &Actor::local(0))
+        .await
+        .unwrap_err();
     assert!(
         fault.to_string().contains("zzzzzzzzzzza, zzzzzzzzzzzb"),
         "{fault}"
@@ -189,20 +205,20 @@ async fn without_a_record_no_key_is_made_but_a_revocation_holds() {
     let bench = Bench::new().await;
     let kept = bench
         .keys
-        .create(new_key("kept"), &roles(), "local:0")
+        .create(new_key("kept"), &roles(), &Actor::local(0))
         .await
         .unwrap();
     bench.log_works.store(false, Ordering::SeqCst);
     let fault = bench
         .keys
-        .create(new_key("none"), &roles(), "local:0")
+        .create(new_key("none"), &roles(), &Actor::local(0))
         .await
         .unwrap_err();
     assert_eq!(fault, KeysFault::Audit(AuditFault::Unwritten));
     assert_eq!(bench.keys.list().await.unwrap().len(), 1);
     let fault = bench
         .keys
-        .revoke(kept.id.as_str(), "local:0")
+        .revoke(kept.id.as_str(), &Actor::local(0))
         .await
         .unwrap_err();
     assert_eq!(fault, KeysFault::Unrecorded);
@@ -211,7 +227,7 @@ async fn without_a_record_no_key_is_made_but_a_revocation_holds() {
     assert!(
         bench
             .keys
-            .revoke(kept.id.as_str(), "local:0")
+            .revoke(kept.id.as_str(), &Actor::local(0))
             .await
             .unwrap()
             .already
@@ -221,7 +237,7 @@ async fn without_a_record_no_key_is_made_but_a_revocation_holds() {
     assert!(
         bench
             .keys
-            .create(new_key("next"), &roles(), "local:0")
+            .create(new_key("next"), &roles(), &Actor::local(0))
             .await
             .is_ok()
     );
@@ -233,7 +249,7 @@ async fn a_held_database_is_busy_not_broken_and_nothing_is_recorded() {
     let other = bench.hold().await;
     let fault = bench
         .keys
-        .create(new_key("a"), &roles(), "local:0")
+        .create(new_key("a"), &roles(), &Actor::local(0))
         .await
         .unwrap_err();
     assert_eq!(fault, KeysFault::Store(StoreFault::Busy));
@@ -251,7 +267,7 @@ async fn twenty_at_once_make_twenty_keys_and_the_last_view_has_them_all() {
             let name = format!("key {number}");
             bench
                 .keys
-                .create(new_key(&name), &roles(), "local:0")
+                .create(new_key(&name), &roles(), &Actor::local(0))
                 .await
                 .unwrap()
                 .text
@@ -272,7 +288,7 @@ async fn pages_join_to_the_whole_list() {
         let name = format!("key {number}");
         let _created = bench
             .keys
-            .create(new_key(&name), &roles(), "local:0")
+            .create(new_key(&name), &roles(), &Actor::local(0))
             .await
             .unwrap();
     }

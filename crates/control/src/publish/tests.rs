@@ -1,5 +1,6 @@
 //! The view that requests read: what brings it up to date, and how often the store is asked.
 
+use crate::actor::Actor;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
@@ -27,7 +28,7 @@ async fn a_key_made_elsewhere_is_found_when_a_request_asks_for_it() {
     let bench = Bench::new().await;
     let other = elsewhere(&bench);
     let created = other
-        .create(new_key("a"), &roles(), "local:0")
+        .create(new_key("a"), &roles(), &Actor::local(0))
         .await
         .unwrap();
     assert_eq!(bench.accepts(&created.text), None);
@@ -54,7 +55,7 @@ async fn a_store_that_fails_is_told_and_what_was_read_stays() {
     let bench = Bench::new().await;
     let created = bench
         .keys
-        .create(new_key("a"), &roles(), "local:0")
+        .create(new_key("a"), &roles(), &Actor::local(0))
         .await
         .unwrap();
     let (ask, heard) = following(&bench);
@@ -73,7 +74,7 @@ async fn only_what_changed_is_read_and_the_view_equals_a_whole_one() {
         made.push(
             bench
                 .keys
-                .create(new_key(&name), &roles(), "local:0")
+                .create(new_key(&name), &roles(), &Actor::local(0))
                 .await
                 .unwrap(),
         );
@@ -81,7 +82,7 @@ async fn only_what_changed_is_read_and_the_view_equals_a_whole_one() {
     let before = bench.store.revision().await.unwrap();
     let _revoked = bench
         .keys
-        .revoke(made[2].id.as_str(), "local:0")
+        .revoke(made[2].id.as_str(), &Actor::local(0))
         .await
         .unwrap();
     assert_eq!(bench.store.seen_since(before).await.unwrap().len(), 1);

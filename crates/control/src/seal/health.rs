@@ -5,6 +5,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::SealFault;
@@ -15,15 +16,17 @@ use crate::clock;
 pub struct Health(Arc<Mutex<KmsState>>);
 
 /// A key service as it was last seen.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct KmsState {
     /// It opened the store's data key.
     pub reachable: bool,
     /// Since when it does, or doesn't, seconds since 1970.
     #[serde(with = "clock::text")]
+    #[schemars(with = "clock::Stamp")]
     pub since: i64,
     /// When it was last asked, seconds since 1970.
     #[serde(with = "clock::text")]
+    #[schemars(with = "clock::Stamp")]
     pub checked_at: i64,
     /// Why it doesn't.
     pub fault: Option<String>,

@@ -1,5 +1,6 @@
 //! Sealing and rewrapping: recorded, whole, and not while the provider is away.
 
+use crate::actor::Actor;
 use std::sync::atomic::Ordering;
 
 use super::*;
@@ -10,14 +11,14 @@ async fn a_rewrap_is_recorded_and_the_pepper_still_opens() {
     let bench = Bench::new().await;
     let secrets = bench.secrets(bench.kms()).await;
     let before = bench.store.fact(FACT).await.unwrap();
-    let done = secrets.rewrap("local:0").await.unwrap();
+    let done = secrets.rewrap(&Actor::local(0)).await.unwrap();
     assert_eq!(
         (done.old_provider.as_str(), done.provider.as_str()),
         ("file", "file")
     );
     assert_ne!(bench.store.fact(FACT).await.unwrap(), before);
     let again = bench.secrets(bench.kms()).await;
-    let sealed = secrets.seal("sk-secret", "local:0").await.unwrap();
+    let sealed = secrets.seal("sk-secret", &Actor::local(0)).await.unwrap();
     let value = sealed.strip_prefix(crate::seal::SEALED).unwrap();
     assert_eq!(
         again.envelope.open_value(value).unwrap().as_str(),
@@ -34,11 +35,11 @@ async fn what_cannot_be_recorded_is_not_done() {
     let before = bench.store.fact(FACT).await.unwrap();
     bench.log_works.store(false, Ordering::SeqCst);
     assert!(matches!(
-        secrets.rewrap("x").await,
+        secrets.rewrap(&Actor::local(0)).await,
         Err(SecretsFault::Audit(_))
     ));
     assert!(matches!(
-        secrets.seal("a", "x").await,
+        secrets.seal("a", &Actor::local(0)).await,
         Err(SecretsFault::Audit(_))
     ));
     assert_eq!(bench.store.fact(FACT).await.unwrap(), before);
@@ -51,8 +52,16 @@ async fn nothing_is_sealed_while_the_provider_is_away_or_is_another() {
     let kek = bench.dir.path().join("secrets/kek");
     std::fs::rename(&kek, bench.dir.path().join("kept")).unwrap();
     for fault in [
-        secrets.seal("a", "x").await.map(drop).unwrap_err(),
-        secrets.rewrap("x").await.map(drop).unwrap_err(),
+        secrets
+            .seal("a", &Actor::local(0))
+            .await
+            .map(drop)
+            .unwrap_err(),
+        secrets
+            .rewrap(&Actor::local(0))
+            .await
+            .map(drop)
+            .unwrap_err(),
     ] {
         assert!(
             matches!(fault, SecretsFault::Seal(SealFault::File { .. })),
@@ -61,7 +70,7 @@ async fn nothing_is_sealed_while_the_provider_is_away_or_is_another() {
     }
     // Another key in its place would open nothing after the next start.
     let _other = Kek::create(&bench.dir.path().join("secrets")).unwrap();
-    let fault = secrets.seal("a", "x").await.unwrap_err();
+    let fault = secrets.seal("a", &Actor::local(0)).await.unwrap_err();
     assert!(
         matches!(fault, SecretsFault::Seal(SealFault::OtherKey { .. })),
         "{fault}"
@@ -114,7 +123,7 @@ async fn a_secret_that_no_header_carries_is_refused_and_not_repeated() {
         "häunter2",
         &"h".repeat(LONGEST + 1),
     ] {
-        let fault = secrets.seal(text, "x").await.unwrap_err();
+        let fault = secrets.seal(text, &Actor::local(0)).await.unwrap_err();
         assert_eq!(fault, SecretsFault::Value);
         assert!(!fault.to_string().contains("hunter"));
     }

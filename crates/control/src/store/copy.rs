@@ -36,6 +36,7 @@ impl Store {
             "SELECT name, value FROM meta WHERE name <> 'node'").fetch_all(pool).await)?;
         let projects = self.projects().await?;
         let keys = self.keys_after(None, u32::MAX).await?;
+        let admins = self.admins_whole().await?;
         let secrets: Vec<SecretOf> = read!(self, pool => sqlx::query_as(
             "SELECT digest, key_id, last4, created_at, valid_until FROM digests").fetch_all(pool).await)?;
         let usage: Vec<UsageOf> = read!(self, pool => sqlx::query_as(
@@ -62,6 +63,9 @@ impl Store {
         }
         for key in &keys {
             tx.insert_key(key, revision).await?;
+        }
+        for (admin, digest) in &admins {
+            tx.insert_admin(admin, digest).await?;
         }
         for (digest, id, last4, created_at, until) in secrets {
             let id = key_id(&id)?;

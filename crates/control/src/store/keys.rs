@@ -2,6 +2,7 @@
 
 use rules::key::{Digest, KeyId};
 use rules::policy::Own;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Store, StoreFault, Tx, read, within};
@@ -14,9 +15,10 @@ macro_rules! columns {
 }
 
 /// A key as it is kept and shown: never its text, never its digest. Times are seconds since 1970, RFC 3339 in JSON.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct KeyRow {
     /// Its public name.
+    #[schemars(with = "String")]
     pub id: KeyId,
     /// What its owner calls it.
     pub name: String,
@@ -26,21 +28,27 @@ pub struct KeyRow {
     pub project: Option<String>,
     /// When it was made.
     #[serde(with = "crate::clock::text")]
+    #[schemars(with = "crate::clock::Stamp")]
     pub created_at: i64,
     /// Before which it isn't valid yet.
     #[serde(with = "crate::clock::text_or_null", default)]
+    #[schemars(with = "Option<crate::clock::Stamp>")]
     pub not_before: Option<i64>,
     /// From when it is no longer valid.
     #[serde(with = "crate::clock::text_or_null")]
+    #[schemars(with = "Option<crate::clock::Stamp>")]
     pub expires_at: Option<i64>,
     /// When it was taken back.
     #[serde(with = "crate::clock::text_or_null")]
+    #[schemars(with = "Option<crate::clock::Stamp>")]
     pub revoked_at: Option<i64>,
     /// When its newest secret was made.
     #[serde(with = "crate::clock::text")]
+    #[schemars(with = "crate::clock::Stamp")]
     pub rotated_at: i64,
     /// When a call of it was last settled; written in batches, so a minute late.
     #[serde(with = "crate::clock::text_or_null", default)]
+    #[schemars(with = "Option<crate::clock::Stamp>")]
     pub last_used: Option<i64>,
     /// Who made it: `local:UID`.
     pub created_by: String,
@@ -58,15 +66,17 @@ pub struct KeyRow {
 }
 
 /// One secret of a key.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SecretRow {
     /// The last four letters of its text.
     pub last4: String,
     /// When it was made.
     #[serde(with = "crate::clock::text")]
+    #[schemars(with = "crate::clock::Stamp")]
     pub created_at: i64,
     /// From when it is no longer valid, before the key itself isn't.
     #[serde(with = "crate::clock::text_or_null")]
+    #[schemars(with = "Option<crate::clock::Stamp>")]
     pub valid_until: Option<i64>,
 }
 

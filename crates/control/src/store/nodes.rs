@@ -1,19 +1,22 @@
 //! Rows of nodes: who shares this store, and since when nobody heard of them.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Store, StoreFault, read, within};
 
 /// A node as it last said it was. Times are seconds since 1970, RFC 3339 in JSON.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct NodeRow {
     /// Its id.
     pub id: String,
     /// When its gateway was started.
     #[serde(with = "crate::clock::text")]
+    #[schemars(with = "crate::clock::Stamp")]
     pub started_at: i64,
     /// When it was last heard of.
     #[serde(with = "crate::clock::text")]
+    #[schemars(with = "crate::clock::Stamp")]
     pub seen_at: i64,
     /// Its version.
     pub version: String,

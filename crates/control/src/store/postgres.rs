@@ -268,6 +268,32 @@ ALTER TABLE keys ADD COLUMN version BIGINT NOT NULL DEFAULT 1;
 ALTER TABLE projects ADD COLUMN version BIGINT NOT NULL DEFAULT 1;
 UPDATE guan_schema SET version = 3;
 ",
+    "
+CREATE TABLE admins (
+    id TEXT PRIMARY KEY,
+    name TEXT NOT NULL,
+    may TEXT NOT NULL,
+    roles TEXT,
+    created_at BIGINT NOT NULL,
+    created_by TEXT NOT NULL,
+    expires_at BIGINT,
+    revoked_at BIGINT,
+    last_used BIGINT,
+    last4 TEXT NOT NULL,
+    digest BYTEA NOT NULL UNIQUE CHECK (length(digest) = 32)
+);
+CREATE TABLE once (
+    actor TEXT NOT NULL,
+    idempotency_key TEXT NOT NULL,
+    request BYTEA NOT NULL,
+    taken_at BIGINT NOT NULL,
+    status BIGINT,
+    answer TEXT,
+    PRIMARY KEY (actor, idempotency_key)
+);
+CREATE INDEX once_by_age ON once (taken_at);
+UPDATE guan_schema SET version = 3;
+",
 ];
 
 #[cfg(test)]

@@ -1,13 +1,14 @@
 //! Rows of projects: who pays, and what they narrow for all their keys.
 
 use rules::policy::Own;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::keys::{json, read_own};
 use super::{Pending, Store, StoreFault, Tx, read, within};
 
 /// A project as it is kept and shown. Times are seconds since 1970, RFC 3339 in JSON.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ProjectRow {
     /// Twelve letters.
     pub id: String,
@@ -23,6 +24,7 @@ pub struct ProjectRow {
     pub notes: String,
     /// When it was made.
     #[serde(with = "crate::clock::text")]
+    #[schemars(with = "crate::clock::Stamp")]
     pub created_at: i64,
     /// Who made it: `local:UID`.
     pub created_by: String,
@@ -61,6 +63,19 @@ impl Store {
         let rows: Vec<Columns> = read!(self, pool => sqlx::query_as(
             "SELECT id, name, enabled, own, notes, created_at, created_by, version FROM projects ORDER BY name")
             .fetch_all(pool).await)?;
+        rows.into_iter().map(row).collect()
+    }
+
+    /// At most `limit` projects by name, those after the name `after`.
+    pub(crate) async fn projects_after(
+        &self,
+        after: Option<&str>,
+        limit: u32,
+    ) -> Result<Vec<ProjectRow>, StoreFault> {
+        let rows: Vec<Columns> = read!(self, pool => sqlx::query_as(
+            "SELECT id, name, enabled, own, notes, created_at, created_by, version FROM projects \
+             WHERE $1 IS NULL OR name > $1 ORDER BY name LIMIT $2")
+            .bind(after.map(str::to_owned)).bind(i64::from(limit)).fetch_all(pool).await)?;
         rows.into_iter().map(row).collect()
     }
 

@@ -264,6 +264,31 @@ PRAGMA user_version = 3;
 ALTER TABLE keys ADD COLUMN version INTEGER NOT NULL DEFAULT 1;
 ALTER TABLE projects ADD COLUMN version INTEGER NOT NULL DEFAULT 1;
 PRAGMA user_version = 4;
+", "
+CREATE TABLE admins (
+    id TEXT PRIMARY KEY,
+    name TEXT NOT NULL,
+    may TEXT NOT NULL,
+    roles TEXT,
+    created_at INTEGER NOT NULL,
+    created_by TEXT NOT NULL,
+    expires_at INTEGER,
+    revoked_at INTEGER,
+    last_used INTEGER,
+    last4 TEXT NOT NULL,
+    digest BLOB NOT NULL UNIQUE CHECK (length(digest) = 32)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE once (
+    actor TEXT NOT NULL,
+    idempotency_key TEXT NOT NULL,
+    request BLOB NOT NULL,
+    taken_at INTEGER NOT NULL,
+    status INTEGER,
+    answer TEXT,
+    PRIMARY KEY (actor, idempotency_key)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX once_by_age ON once (taken_at);
+PRAGMA user_version = 5;
 "];
 
 #[cfg(test)]

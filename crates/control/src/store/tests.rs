@@ -1,5 +1,6 @@
 //! The conformance suite: the same acts on SQLite and on PostgreSQL, with the same results.
 
+use crate::actor::Actor;
 use std::collections::BTreeMap;
 
 use rules::policy::Own;
@@ -44,10 +45,14 @@ async fn keys_that_are_due_for_a_new_secret_are_counted_as_they_are_listed() {
                 expires_at,
                 ..new_key(name)
             };
-            let key = bench.keys.create(new, &roles, "local:0").await.unwrap();
+            let key = bench
+                .keys
+                .create(new, &roles, &Actor::local(0))
+                .await
+                .unwrap();
             made.push(key.row.id.to_string());
         }
-        let _row = bench.keys.revoke(&made[0], "local:0").await.unwrap();
+        let _row = bench.keys.revoke(&made[0], &Actor::local(0)).await.unwrap();
         for (now, due) in [(NOW + 59, 0), (NOW + 60, 2), (NOW + 61, 1)] {
             let counted = crate::keys::count_due(&bench.store, &roles, now).await;
             assert_eq!(counted.unwrap(), due);
@@ -89,7 +94,11 @@ async fn a_key_reads_back_as_it_was_written_and_pages_join() {
             name: "研发部".to_owned(),
             ..NewProject::default()
         };
-        let _row = bench.keys.create_project(project, "local:0").await.unwrap();
+        let _row = bench
+            .keys
+            .create_project(project, &Actor::local(0))
+            .await
+            .unwrap();
         let mut made = Vec::new();
         for number in 0..5 {
             let new = NewKey {
@@ -108,7 +117,7 @@ async fn a_key_reads_back_as_it_was_written_and_pages_join() {
             made.push(
                 bench
                     .keys
-                    .create(new, &roles(), "local:0")
+                    .create(new, &roles(), &Actor::local(0))
                     .await
                     .unwrap()
                     .row,
@@ -144,7 +153,7 @@ async fn every_act_that_requests_must_see_raises_the_revision_and_what_is_given_
         let start = at(bench.store.clone()).await;
         let made = bench
             .keys
-            .create(new_key("a"), &roles(), "local:0")
+            .create(new_key("a"), &roles(), &Actor::local(0))
             .await
             .unwrap();
         assert_eq!(at(bench.store.clone()).await, start + 1);
@@ -182,12 +191,12 @@ async fn a_rotation_keeps_the_key_and_both_secrets_work_until_the_overlap_ends()
     for bench in benches().await {
         let first = bench
             .keys
-            .create(new_key("a"), &roles(), "local:0")
+            .create(new_key("a"), &roles(), &Actor::local(0))
             .await
             .unwrap();
         let second = bench
             .keys
-            .rotate(first.id.as_str(), 100, "local:0")
+            .rotate(first.id.as_str(), 100, &Actor::local(0))
             .await
             .unwrap();
         assert_eq!(second.id, first.id);
@@ -201,7 +210,7 @@ async fn a_rotation_keeps_the_key_and_both_secrets_work_until_the_overlap_ends()
         }
         let third = bench
             .keys
-            .rotate(first.id.as_str(), 0, "local:0")
+            .rotate(first.id.as_str(), 0, &Actor::local(0))
             .await
             .unwrap();
         assert_eq!(bench.accepts(&first.text), Some(false));
@@ -216,13 +225,13 @@ async fn a_rotation_keeps_the_key_and_both_secrets_work_until_the_overlap_ends()
         assert_eq!(bench.actions(), ["key-create", "key-rotate", "key-rotate"]);
         let _row = bench
             .keys
-            .revoke(first.id.as_str(), "local:0")
+            .revoke(first.id.as_str(), &Actor::local(0))
             .await
             .unwrap();
         assert_eq!(bench.accepts(&third.text), Some(false));
         let fault = bench
             .keys
-            .rotate(first.id.as_str(), 0, "local:0")
+            .rotate(first.id.as_str(), 0, &Actor::local(0))
             .await
             .unwrap_err();
         assert!(fault.to_string().contains("revoked"), "{fault}");
@@ -238,7 +247,7 @@ async fn keys_of_a_disabled_project_are_refused_until_it_is_enabled() {
         };
         let fault = bench
             .keys
-            .create(new.clone(), &roles(), "local:0")
+            .create(new.clone(), &roles(), &Actor::local(0))
             .await
             .unwrap_err();
         assert!(
@@ -251,20 +260,24 @@ async fn keys_of_a_disabled_project_are_refused_until_it_is_enabled() {
         };
         let row = bench
             .keys
-            .create_project(project.clone(), "local:0")
+            .create_project(project.clone(), &Actor::local(0))
             .await
             .unwrap();
         let again = bench
             .keys
-            .create_project(project, "local:0")
+            .create_project(project, &Actor::local(0))
             .await
             .unwrap_err();
         assert_eq!(again, crate::keys::KeysFault::Store(StoreFault::Taken));
-        let key = bench.keys.create(new, &roles(), "local:0").await.unwrap();
+        let key = bench
+            .keys
+            .create(new, &roles(), &Actor::local(0))
+            .await
+            .unwrap();
         for (enabled, changed) in [(false, true), (false, false), (true, true)] {
             let (row, was) = bench
                 .keys
-                .enable_project(&row.id, enabled, "local:0")
+                .enable_project(&row.id, enabled, &Actor::local(0))
                 .await
                 .unwrap();
             assert_eq!((row.enabled, was), (enabled, changed));
@@ -275,29 +288,36 @@ async fn keys_of_a_disabled_project_are_refused_until_it_is_enabled() {
 
 #[tokio::test]
 async fn a_change_is_seen_and_recorded_and_never_overwrites_what_another_changed() {
-    use crate::keys::{Expected, KeyChange, KeysFault, ProjectChange};
+    use crate::keys::{Expected, KeyChange, KeysFault};
     let body = |text: &str| serde_json::from_str::<KeyChange>(text).unwrap();
     for bench in benches().await {
         let (keys, roles) = (&bench.keys, roles());
-        let made = keys.create(new_key("a"), &roles, "local:0").await.unwrap();
+        let made = keys
+            .create(new_key("a"), &roles, &Actor::local(0))
+            .await
+            .unwrap();
         let id = made.id.as_str();
         let first = Expected::Versions(vec![1]);
         let text = r#"{"name":"b","notes":"n","own":{"models":["m"],"requests_per_minute":3}}"#;
-        let row = keys.change(id, &first, body(text), &roles, "local:0").await;
+        let row = keys
+            .change(id, &first, body(text), &roles, &Actor::local(0))
+            .await;
         let row = row.unwrap();
         assert_eq!((row.version, &*row.name, &*row.notes), (2, "b", "n"));
         assert_eq!(keys.list().await.unwrap(), std::slice::from_ref(&row));
         assert_eq!(bench.own_of(&made.text), Some(row.own.clone()));
         // Whoever saw the first version must look again; a change that changes nothing is none.
-        let late = keys.change(id, &first, body(text), &roles, "local:0").await;
+        let late = keys
+            .change(id, &first, body(text), &roles, &Actor::local(0))
+            .await;
         assert_eq!(late.unwrap_err(), KeysFault::Changed);
         let same = keys
-            .change(id, &Expected::Any, body(text), &roles, "local:0")
+            .change(id, &Expected::Any, body(text), &roles, &Actor::local(0))
             .await;
         assert_eq!(same.unwrap(), row);
         let clear = r#"{"notes":null,"own":{"models":null},"expires_at":"2099-01-01T00:00:00Z"}"#;
         let row = keys
-            .change(id, &Expected::Any, body(clear), &roles, "local:0")
+            .change(id, &Expected::Any, body(clear), &roles, &Actor::local(0))
             .await
             .unwrap();
         assert_eq!((row.version, &*row.notes, &row.own.models), (3, "", &None));
@@ -312,38 +332,21 @@ async fn a_change_is_seen_and_recorded_and_never_overwrites_what_another_changed
             (r#"{"name":""}"#, "printable"),
         ] {
             let fault = keys
-                .change(id, &Expected::Any, body(wrong), &roles, "local:0")
+                .change(id, &Expected::Any, body(wrong), &roles, &Actor::local(0))
                 .await;
             let fault = fault.unwrap_err().to_string();
             assert!(fault.contains(word), "{wrong}: {fault}");
         }
-        let project = NewProject {
-            name: "p".to_owned(),
-            ..NewProject::default()
-        };
-        let _row = keys.create_project(project, "local:0").await.unwrap();
-        let change: ProjectChange = serde_json::from_str(r#"{"own":{"models":[]}}"#).unwrap();
-        let changed = keys
-            .change_project("p", &first, change.clone(), "local:0")
-            .await;
-        assert_eq!(changed.unwrap().version, 2);
-        let late = keys.change_project("p", &first, change, "local:0").await;
-        assert_eq!(late.unwrap_err(), KeysFault::Changed);
-        let _gone = keys.revoke(id, "local:0").await.unwrap();
+        let _gone = keys.revoke(id, &Actor::local(0)).await.unwrap();
         let fault = keys
-            .change(id, &Expected::Any, body(text), &roles, "local:0")
+            .change(id, &Expected::Any, body(text), &roles, &Actor::local(0))
             .await;
         assert_eq!(fault.unwrap_err(), KeysFault::IsRevoked(made.id));
         let actions = bench.actions();
-        let wanted = [
-            "key-create",
-            "key-change",
-            "key-change",
-            "project-create",
-            "project-change",
-            "key-revoke",
-        ];
-        assert_eq!(actions, wanted);
+        assert_eq!(
+            actions,
+            ["key-create", "key-change", "key-change", "key-revoke"]
+        );
         let act = bench.records.lock().unwrap()[1].act.clone().unwrap();
         assert_eq!(
             (&act["before"]["name"], &act["after"]["name"]),
@@ -354,12 +357,35 @@ async fn a_change_is_seen_and_recorded_and_never_overwrites_what_another_changed
 }
 
 #[tokio::test]
+async fn a_project_is_changed_for_all_its_keys_by_who_saw_it_as_it_is() {
+    use crate::keys::{Expected, KeysFault, ProjectChange};
+    let first = Expected::Versions(vec![1]);
+    for bench in benches().await {
+        let (keys, by) = (&bench.keys, Actor::local(0));
+        let project = NewProject {
+            name: "p".to_owned(),
+            ..NewProject::default()
+        };
+        let _row = keys.create_project(project, &by).await.unwrap();
+        let change: ProjectChange = serde_json::from_str(r#"{"own":{"models":[]}}"#).unwrap();
+        let changed = keys.change_project("p", &first, change.clone(), &by).await;
+        assert_eq!(changed.unwrap().version, 2);
+        let seen = bench.seen.lock().unwrap().clone();
+        let narrowed = seen.project("p").unwrap().own.models.clone();
+        assert_eq!(narrowed.as_deref(), Some(&[][..]));
+        let late = keys.change_project("p", &first, change, &by).await;
+        assert_eq!(late.unwrap_err(), KeysFault::Changed);
+        assert_eq!(bench.actions(), ["project-create", "project-change"]);
+    }
+}
+
+#[tokio::test]
 async fn of_many_who_change_one_version_at_once_one_wins() {
     use crate::keys::{Expected, KeyChange};
     for bench in benches().await {
         let made = bench
             .keys
-            .create(new_key("a"), &roles(), "local:0")
+            .create(new_key("a"), &roles(), &Actor::local(0))
             .await
             .unwrap();
         let acts = (0..8).map(|n| {
@@ -370,7 +396,7 @@ async fn of_many_who_change_one_version_at_once_one_wins() {
             };
             tokio::spawn(async move {
                 let first = Expected::Versions(vec![1]);
-                keys.change(id.as_str(), &first, change, &roles(), "local:0")
+                keys.change(id.as_str(), &first, change, &roles(), &Actor::local(0))
                     .await
                     .is_ok()
             })
@@ -392,7 +418,7 @@ async fn foreign_keys_are_taken_over_as_text_or_hash_all_or_none() {
         let list = read_list(text, Foreign::Plain).unwrap();
         let imported = bench
             .keys
-            .import(list.clone(), new_key("moved"), &roles(), "local:0")
+            .import(list.clone(), new_key("moved"), &roles(), &Actor::local(0))
             .await
             .unwrap();
         let names: Vec<&str> = imported.rows.iter().map(|row| row.name.as_str()).collect();
@@ -403,14 +429,14 @@ async fn foreign_keys_are_taken_over_as_text_or_hash_all_or_none() {
         let list = read_list(&format!("{hash} old\n"), Foreign::Sha256).unwrap();
         let _rows = bench
             .keys
-            .import(list, new_key("moved"), &roles(), "local:0")
+            .import(list, new_key("moved"), &roles(), &Actor::local(0))
             .await
             .unwrap();
         assert_eq!(bench.accepts("password"), Some(true));
         let list = read_list("sk-litellm-0003\nsk-litellm-0001", Foreign::Plain).unwrap();
         let fault = bench
             .keys
-            .import(list, new_key("moved"), &roles(), "local:0")
+            .import(list, new_key("moved"), &roles(), &Actor::local(0))
             .await
             .unwrap_err();
         assert!(fault.to_string().contains("here already"), "{fault}");
@@ -499,25 +525,33 @@ async fn a_copy_has_everything_and_never_goes_into_a_store_that_is_used() {
         name: "p".to_owned(),
         ..NewProject::default()
     };
-    let _row = bench.keys.create_project(project, "local:0").await.unwrap();
+    let _row = bench
+        .keys
+        .create_project(project, &Actor::local(0))
+        .await
+        .unwrap();
     let new = NewKey {
         project: Some("p".to_owned()),
         ..new_key("a")
     };
-    let first = bench.keys.create(new, &roles(), "local:0").await.unwrap();
+    let first = bench
+        .keys
+        .create(new, &roles(), &Actor::local(0))
+        .await
+        .unwrap();
     let second = bench
         .keys
-        .rotate(first.id.as_str(), 100, "local:0")
+        .rotate(first.id.as_str(), 100, &Actor::local(0))
         .await
         .unwrap();
     let gone = bench
         .keys
-        .create(new_key("b"), &roles(), "local:0")
+        .create(new_key("b"), &roles(), &Actor::local(0))
         .await
         .unwrap();
     let _row = bench
         .keys
-        .revoke(gone.id.as_str(), "local:0")
+        .revoke(gone.id.as_str(), &Actor::local(0))
         .await
         .unwrap();
     let kept = bench.store.keep_sealed("a", None, b"blob", NOW).await;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use rules::key::KeyId;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Store, StoreFault, read, within};
@@ -16,6 +17,20 @@ macro_rules! sums_by {
             ", CAST(sum(calls) AS BIGINT), CAST(sum(failed) AS BIGINT), CAST(sum(input) AS BIGINT), \
              CAST(sum(output) AS BIGINT) FROM usage WHERE day >= $1 GROUP BY 1 \
              ORDER BY sum(input) + sum(output) DESC, sum(calls) DESC, 1"
+        )
+    };
+}
+
+/// The same by name, those after a name.
+macro_rules! sums_after {
+    ($column:literal) => {
+        concat!(
+            "SELECT ",
+            $column,
+            ", CAST(sum(calls) AS BIGINT), CAST(sum(failed) AS BIGINT), CAST(sum(input) AS BIGINT), \
+             CAST(sum(output) AS BIGINT) FROM usage WHERE day >= $1 AND ($2 IS NULL OR ",
+            $column,
+            " > $2) GROUP BY 1 ORDER BY 1 LIMIT $3"
         )
     };
 }
@@ -34,7 +49,7 @@ pub(crate) struct UsageKey {
 }
 
 /// What was taken.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Sums {
     /// Calls.
     pub calls: i64,
@@ -67,7 +82,7 @@ pub enum UsageBy {
 }
 
 /// One sum.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct UsageRow {
     /// A key's id, a project's or a model's name; empty where a call had none.
     pub of: String,
@@ -121,6 +136,27 @@ impl Store {
         Ok(found.map_or_else(Cursor::default, |(seq, offset)| Cursor { seq, offset }))
     }
 
+    /// The same for programs: by name, those after `after`, at most `limit`.
+    pub(crate) async fn usage_after(
+        &self,
+        by: UsageBy,
+        since_day: i64,
+        after: Option<&str>,
+        limit: u32,
+    ) -> Result<Vec<UsageRow>, StoreFault> {
+        let text = match by {
+            UsageBy::Key => sums_after!("key_id"),
+            UsageBy::Project => sums_after!("project"),
+            UsageBy::Model => sums_after!("model"),
+        };
+        let rows: Vec<SumColumns> = read!(self, pool => sqlx::query_as(text)
+            .bind(since_day)
+            .bind(after.map(str::to_owned))
+            .bind(i64::from(limit))
+            .fetch_all(pool).await)?;
+        Ok(rows.into_iter().map(sum).collect())
+    }
+
     /// Usage from a day (days since 1970, UTC) on, the largest first.
     ///
     /// # Errors
@@ -131,19 +167,22 @@ impl Store {
             UsageBy::Project => sums_by!("project"),
             UsageBy::Model => sums_by!("model"),
         };
-        let rows: Vec<(String, i64, i64, i64, i64)> = read!(self, pool => sqlx::query_as(text)
+        let rows: Vec<SumColumns> = read!(self, pool => sqlx::query_as(text)
             .bind(since_day).fetch_all(pool).await)?;
-        let rows = rows
-            .into_iter()
-            .map(|(of, calls, failed, input, output)| UsageRow {
-                of,
-                sums: Sums {
-                    calls,
-                    failed,
-                    input_tokens: input,
-                    output_tokens: output,
-                },
-            });
-        Ok(rows.collect())
+        Ok(rows.into_iter().map(sum).collect())
+    }
+}
+
+type SumColumns = (String, i64, i64, i64, i64);
+
+fn sum((of, calls, failed, input, output): SumColumns) -> UsageRow {
+    UsageRow {
+        of,
+        sums: Sums {
+            calls,
+            failed,
+            input_tokens: input,
+            output_tokens: output,
+        },
     }
 }

@@ -58,6 +58,9 @@ pub(crate) async fn authenticate(
     let digest = gateway.pepper.digest(credential);
     let first = if form == Err(KeyFault::Checksum) {
         Err(Refusal::MistypedKey)
+    } else if key::is_admin(credential) {
+        // It opens the admin API, and nothing here.
+        Err(Refusal::UnknownKey(Unfit::Unknown))
     } else {
         judge(gateway, settings, &digest, address)
     };

@@ -20,13 +20,13 @@ use crate::upstream::client::Pool;
 use crate::way;
 
 /// Until the head of a request is there.
-const HEAD_DEADLINE: Duration = Duration::from_secs(15);
+pub(crate) const HEAD_DEADLINE: Duration = Duration::from_secs(15);
 
 /// The largest request head of HTTP/1.1, bytes: above it hyper answers 431.
-const HEAD_BYTES: usize = 64 << 10;
+pub(crate) const HEAD_BYTES: usize = 64 << 10;
 
 /// After a failed `accept`: descriptors may be used up, and trying at once would spin.
-const PAUSE: Duration = Duration::from_millis(50);
+pub(crate) const PAUSE: Duration = Duration::from_millis(50);
 
 /// Between two looks at streams whose clients may have stopped reading.
 const LOOK: Duration = Duration::from_secs(5);

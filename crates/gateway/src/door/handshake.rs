@@ -31,6 +31,14 @@ pub fn server_config(
     Ok(config)
 }
 
+/// The same for a door of people and programs who look after the server: HTTP/1.1 alone, which has fewer ways to be
+/// misused.
+pub(crate) fn http1_alone(config: &ServerConfig) -> ServerConfig {
+    let mut config = config.clone();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config
+}
+
 /// A connection whose other side can't be overheard.
 #[derive(Debug)]
 pub(crate) struct Secured {

@@ -119,7 +119,7 @@ fn render(config: &Config) -> String {
     };
     let head = format!(
         "[server]\nlisten = {}\nnames = {names}\nmax_body = {}\nbody_budget = {}\ncommit_after = {}\ncomment_every = {}\non_revoke = \"{}\"\nfailed_credentials_per_minute = {}\n\n\
-         [tls]\nmode = \"self-signed\"\n\n[store]\nurl = {}\nmax_stale = {}\n\n[audit]\nfsync = \"{fsync}\"\n",
+         [tls]\nmode = \"self-signed\"\n\n[admin]\nlisten = {}\n\n[store]\nurl = {}\nmax_stale = {}\n\n[audit]\nfsync = \"{fsync}\"\n",
         text(&config.listen.to_string()),
         text(&write_size(settings.max_body)),
         text(&write_size(settings.body_budget)),
@@ -130,6 +130,11 @@ fn render(config: &Config) -> String {
             OnRevoke::Finish => "finish",
         },
         settings.failed_credentials_per_minute,
+        text(
+            &config
+                .admin
+                .map_or_else(|| "off".to_owned(), |a| a.to_string())
+        ),
         text(match &config.store {
             Target::Sqlite(_) => "sqlite:state/guan.db",
             Target::Postgres(server) => &server.url,

@@ -9,7 +9,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use control::api::{ApiState, Asked, Peer};
+use control::actor::Actor;
+use control::api::{ApiState, Asked};
 use control::audit_log::{self, AuditSpec, Fsync};
 use control::bootstrap;
 use control::keys::{
@@ -169,7 +170,14 @@ impl Door {
                 });
                 Ok(judged.collect())
             }
-            Self::Server(server) => server.list(),
+            Self::Server(_) => {
+                let rows = self.pages("/admin/v1/keys?limit=100", "id").await?;
+                let judged = rows.into_iter().map(|row| {
+                    let due = row.get("rotation_due") == Some(&Value::Bool(true));
+                    Ok((read(row)?, due))
+                });
+                judged.collect()
+            }
         }
     }
 
@@ -230,7 +238,10 @@ impl Door {
     pub(super) async fn projects(&self) -> Result<Vec<ProjectRow>, Failure> {
         match self {
             Self::Here(here) => here.keys.projects().await.map_err(words),
-            Self::Server(server) => read(data(server.call("GET", "/admin/v1/projects", None)?)),
+            Self::Server(_) => {
+                let rows = self.pages("/admin/v1/projects?limit=100", "id").await?;
+                rows.into_iter().map(read).collect()
+            }
         }
     }
 
@@ -273,14 +284,21 @@ impl Door {
                 let rows = here.store.usage(by, since_day).await;
                 rows.map_err(|fault| Failure::new(fault.to_string()))
             }
-            Self::Server(server) => {
+            Self::Server(_) => {
                 let by = match by {
                     UsageBy::Key => "key",
                     UsageBy::Project => "project",
                     UsageBy::Model => "model",
                 };
-                let path = format!("/admin/v1/usage?by={by}&since_day={since_day}");
-                read(data(server.call("GET", &path, None)?))
+                let path = format!("/admin/v1/usage?by={by}&since_day={since_day}&limit=1000");
+                let rows = self.pages(&path, "of").await?.into_iter().map(read);
+                let mut rows = rows.collect::<Result<Vec<UsageRow>, Failure>>()?;
+                // The largest first, as in this process.
+                rows.sort_by_key(|row| {
+                    let tokens = row.sums.input_tokens.saturating_add(row.sums.output_tokens);
+                    std::cmp::Reverse((tokens, row.sums.calls))
+                });
+                Ok(rows)
             }
         }
     }
@@ -339,6 +357,25 @@ impl Door {
         match self {
             Self::Here(here) => here.call(method, path, more, body).await,
             Self::Server(server) => server.call_with(method, path, more, body),
+        }
+    }
+
+    /// A list of the admin API, all pages of it; `cursor` is the member that the next page is asked by.
+    pub(super) async fn pages(&self, path: &str, cursor: &str) -> Result<Vec<Value>, Failure> {
+        let mut rows: Vec<Value> = Vec::new();
+        loop {
+            let last = rows.last().and_then(|row| row.get(cursor));
+            let after = last.and_then(Value::as_str).map(escaped);
+            let after = after.map(|text| format!("&after={text}"));
+            let path = format!("{path}{}", after.unwrap_or_default());
+            let page = self.call("GET", &path, &[], None).await?;
+            let has_more = page.get("has_more") == Some(&Value::Bool(true));
+            let page: Vec<Value> = read(data(page))?;
+            let is_last = page.is_empty() || !has_more;
+            rows.extend(page);
+            if is_last {
+                return Ok(rows);
+            }
         }
     }
 
@@ -435,23 +472,21 @@ impl Here {
         body: Option<&Value>,
     ) -> Result<Value, Failure> {
         let roles = self.roles.clone();
-        let state = ApiState {
-            keys: self.keys.clone(),
-            roles: Arc::new(move || roles.clone()),
-            clock: Arc::clone(&self.clock),
-            store: self.store.clone(),
-            secrets: self.secrets.clone(),
-        };
-        let peer = Peer {
-            uid: rustix::process::geteuid().as_raw(),
-        };
+        let state = ApiState::new(
+            self.keys.clone(),
+            Arc::new(move || roles.clone()),
+            Arc::clone(&self.clock),
+            self.store.clone(),
+            self.secrets.clone(),
+        );
+        let uid = rustix::process::geteuid().as_raw();
         let asked = Asked {
             method,
             path,
             headers: more,
             body: body.map(Value::to_string).unwrap_or_default().into_bytes(),
         };
-        let (status, body) = control::api::ask(state, peer, asked)
+        let (status, body) = control::api::ask(&state, uid, asked)
             .await
             .map_err(|e| Failure::new(e.to_string()))?;
         judged(status, &body)
@@ -459,27 +494,6 @@ impl Here {
 }
 
 impl Server {
-    fn list(&self) -> Result<Vec<(KeyRow, bool)>, Failure> {
-        let mut rows: Vec<(KeyRow, bool)> = Vec::new();
-        loop {
-            let after = rows
-                .last()
-                .map(|(row, _)| format!("&after={}", row.id))
-                .unwrap_or_default();
-            let page = self.call("GET", &format!("/admin/v1/keys?limit=100{after}"), None)?;
-            let has_more = page.get("has_more") == Some(&Value::Bool(true));
-            let page: Vec<Value> = read(data(page))?;
-            let is_last = page.is_empty() || !has_more;
-            for row in page {
-                let due = row.get("rotation_due") == Some(&Value::Bool(true));
-                rows.push((read(row)?, due));
-            }
-            if is_last {
-                return Ok(rows);
-            }
-        }
-    }
-
     fn call(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Value, Failure> {
         self.call_with(method, path, &[], body)
     }
@@ -584,8 +598,8 @@ pub(super) fn escaped(name: &str) -> String {
 }
 
 /// Who acts, for the audit record.
-fn actor() -> String {
-    format!("local:{}", rustix::process::geteuid().as_raw())
+fn actor() -> Actor {
+    Actor::local(rustix::process::geteuid().as_raw())
 }
 
 fn words(fault: KeysFault) -> Failure {

@@ -141,6 +141,12 @@ struct ChangeArgs {
 }
 
 impl ChangeArgs {
+    async fn ask(self, door: &Door) -> Result<Value, Failure> {
+        let (id, patch) = self.patch();
+        let path = format!("/admin/v1/keys/{}", super::door::checked(&id)?);
+        door.change(&path, &patch).await
+    }
+
     fn patch(self) -> (String, Value) {
         let now = crate::supervisor::unix_seconds();
         let end = |d: Duration| {
@@ -305,14 +311,9 @@ pub(super) fn run(args: KeyArgs, places: &Places) -> Result<(), Failure> {
                 show_imported(&rows, args.json)
             })
         }
-        Command::Change(change) => {
-            let (id, patch) = change.patch();
-            super::door::checked(&id).and_then(|id| {
-                let path = format!("/admin/v1/keys/{id}");
-                let changed = runtime.block_on(door.change(&path, &patch))?;
-                show_changed(&changed, args.json)
-            })
-        }
+        Command::Change(changes) => runtime
+            .block_on(changes.ask(&door))
+            .and_then(|row| show_changed(&row, args.json)),
         Command::Revoke { id } => {
             let done = runtime.block_on(door.revoke(&id));
             done.and_then(|(row, already)| show_revoked(&row, already, args.json))

@@ -20,6 +20,7 @@ use super::units::{Size, Span, write_duration, write_size};
 use super::{Place, Seat, nearest, written};
 use crate::token::Reach;
 
+mod admin;
 pub(crate) mod kms;
 mod models;
 mod server;
@@ -30,6 +31,8 @@ pub(crate) mod store;
 pub(crate) struct Config {
     /// Where callers connect.
     pub(crate) listen: SocketAddr,
+    /// Where the admin API listens; `None`: on its Unix socket alone.
+    pub(crate) admin: Option<SocketAddr>,
     /// Names and addresses for the certificate, besides this machine's own.
     pub(crate) names: Vec<String>,
     /// What the gateway runs by.
@@ -131,6 +134,7 @@ pub(super) fn convert(file: written::File, place: &Place<'_>) -> Result<Config, 
         &one_of(file.tls.mode, "self-signed"),
         &["self-signed"],
     );
+    let admin = judge.admin(&top.key("admin"), &file.admin, server.listen);
     let (store, max_stale) = judge.store(&top.key("store"), &file.store, place);
     let kms = judge.kms(&top.key("kms"), &file.kms, place);
     let kms_check_every = judge.span(
@@ -150,6 +154,7 @@ pub(super) fn convert(file: written::File, place: &Place<'_>) -> Result<Config, 
     }
     Ok(Config {
         listen: server.listen,
+        admin,
         names: server.names,
         settings: Settings {
             max_body: server.max_body,

@@ -39,6 +39,7 @@ fn refused(text: &str) -> Vec<String> {
 fn an_empty_file_means_the_defaults() {
     let config = read("").unwrap();
     assert_eq!(config.listen.to_string(), "0.0.0.0:8443");
+    assert_eq!(config.admin.unwrap().to_string(), "127.0.0.1:8444");
     assert_eq!(config.settings.max_body, 8 << 20);
     assert_eq!(config.settings.body_budget, 256 << 20);
     assert_eq!(config.settings.commit_after, Duration::from_secs(10));
@@ -46,6 +47,27 @@ fn an_empty_file_means_the_defaults() {
     assert!(config.settings.models.is_empty() && config.engines.is_empty());
     assert_eq!(config.audit_fsync, Fsync::Interval);
     assert_eq!(config.mirror, None);
+}
+
+#[test]
+fn the_admin_api_never_faces_a_network() {
+    let admin = |listen: &str| read(&format!("[admin]\nlisten = \"{listen}\"\n"));
+    assert_eq!(admin("off").unwrap().admin, None);
+    assert_eq!(admin("[::1]:0").unwrap().admin.unwrap().port(), 0);
+    for (listen, word) in [
+        ("0.0.0.0:8444", "this machine alone"),
+        ("[::]:8444", "this machine alone"),
+        ("192.0.2.1:8444", "this machine alone"),
+        ("127.0.0.1:8443", "another port than listen in [server]"),
+        ("localhost:1", "must be an IP address and a port"),
+        ("", "must be an IP address and a port"),
+    ] {
+        let said = admin(listen).unwrap_err();
+        assert!(
+            said.contains("guan.toml:2: listen in [admin]") && said.contains(word),
+            "{said}"
+        );
+    }
 }
 
 const FULL: &str = r#"
@@ -248,7 +270,7 @@ fn a15_an_unknown_table_is_refused() {
     assert_eq!(
         refused("[metrics]\nlisten = \"127.0.0.1:8445\"\n"),
         [
-            "guan.toml:1: unknown table [metrics]; known are server, tls, store, kms, audit, hub, roles, models"
+            "guan.toml:1: unknown table [metrics]; known are server, tls, admin, store, kms, audit, hub, roles, models"
         ]
     );
 }
@@ -320,7 +342,7 @@ fn each_bad_value_is_refused_in_its_own_words() {
         ),
         (
             "x = 1",
-            "guan.toml:1: unknown key \"x\"; known are server, tls, store, kms, audit, hub, roles, models",
+            "guan.toml:1: unknown key \"x\"; known are server, tls, admin, store, kms, audit, hub, roles, models",
         ),
         (
             "server = 5",

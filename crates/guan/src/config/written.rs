@@ -15,6 +15,7 @@ use super::units::{Size, Span};
 pub(super) struct File {
     pub(super) server: Server,
     pub(super) tls: Tls,
+    pub(super) admin: Admin,
     pub(super) store: Store,
     pub(super) kms: Kms,
     pub(super) audit: Audit,
@@ -42,6 +43,13 @@ pub(super) struct Server {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Tls {
     pub(super) mode: Option<String>,
+}
+
+/// `[admin]`: where the admin API listens.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Admin {
+    pub(super) listen: Option<String>,
 }
 
 /// `[store]`.

@@ -6,11 +6,13 @@ use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
 use sandbox::{Child, Program, Spec, Stream};
-use wire::control::{Decoder, ToGateway, ToSupervisor, encode};
+use wire::control::{Decoder, Listener, ToGateway, ToSupervisor, encode};
+
+use super::listen::Bound;
 
 /// One running generation.
 #[derive(Debug)]
@@ -30,26 +32,34 @@ pub(super) struct Gateway {
 /// The numbers a gateway finds its descriptors by.
 pub(super) const CONTROL_FD: i32 = 3;
 
-/// Its first data listener; the others follow, the admin socket is the last.
-pub(super) const FIRST_LISTENER_FD: i32 = 4;
+/// Its first listener; the others follow.
+const FIRST_LISTENER_FD: i32 = 4;
 
 impl Gateway {
-    /// Starts a generation that holds `listeners` and `admin`.
+    /// Starts a generation that holds these doors, and says by which numbers it finds them.
     ///
     /// # Errors
     /// When the process can't be started.
     pub(super) fn start(
-        listeners: &[OwnedFd],
-        admin: &UnixListener,
+        doors: &[Bound],
         env: Vec<(OsString, OsString)>,
         now: Instant,
-    ) -> io::Result<Self> {
+    ) -> io::Result<(Self, Vec<Listener>)> {
         let (ours, theirs) = UnixStream::pair()?;
         ours.set_nonblocking(true)?;
         let mut fds = vec![(OwnedFd::from(theirs), CONTROL_FD)];
-        let passed = listeners.iter().map(AsFd::as_fd).chain([admin.as_fd()]);
-        for (fd, number) in passed.zip(FIRST_LISTENER_FD..) {
-            fds.push((fd.try_clone_to_owned()?, number));
+        let mut numbers = FIRST_LISTENER_FD..;
+        let mut listeners = Vec::new();
+        for bound in doors {
+            let mut given = Vec::new();
+            for (fd, number) in bound.fds.iter().zip(&mut numbers) {
+                fds.push((fd.try_clone()?, number));
+                given.push(number);
+            }
+            listeners.push(Listener {
+                door: bound.door,
+                fds: given,
+            });
         }
         let child = sandbox::spawn(&Spec {
             program: Program::SelfExe,
@@ -63,14 +73,15 @@ impl Gateway {
             // Ctrl-C reaches the supervisor alone, which lets running calls end.
             new_session: true,
         })?;
-        Ok(Self {
+        let gateway = Self {
             child,
             since: now,
             is_ready: false,
             channel: Some(ours),
             decoder: Decoder::default(),
             out: VecDeque::new(),
-        })
+        };
+        Ok((gateway, listeners))
     }
 
     /// Where its messages come from, until the other end is closed.

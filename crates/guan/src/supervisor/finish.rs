@@ -11,7 +11,7 @@ use sandbox::Signal;
 use wire::control::ToGateway;
 
 use super::worker::Worker;
-use super::{ADDRESS_FILE, AFTER_GRACE, Supervisor};
+use super::{AFTER_GRACE, Supervisor, listen};
 
 impl Supervisor {
     /// A stop: the first lets running calls end, the second doesn't.
@@ -67,13 +67,13 @@ impl Supervisor {
     /// What nobody listens on any more isn't left for others to find.
     pub(super) fn remove_sockets(&self) {
         let run = self.folder.run();
-        let own = [
+        let files = self.doors.iter().filter_map(listen::Bound::file);
+        let own = files.map(|file| run.join(file)).chain([
             self.folder.admin_socket(),
             self.folder.path().join(crate::token::SOCKET),
-            run.join(ADDRESS_FILE),
-        ];
+        ]);
         let sockets = self.workers.iter().map(|w| w.socket().to_owned());
-        for path in own.into_iter().chain(sockets) {
+        for path in own.chain(sockets) {
             if let Err(e) = std::fs::remove_file(&path)
                 && e.kind() != io::ErrorKind::NotFound
             {

@@ -11,24 +11,38 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 
 use socket2::{Domain, Protocol, Socket, Type};
+use wire::control::Door;
 
 use crate::commands::Failure;
 
-/// The data listeners: one a core, all on one address.
+/// A door that was bound once and is handed to each generation.
 #[derive(Debug)]
-pub(super) struct Listeners {
-    /// The address with the port that was given.
-    pub(super) address: SocketAddr,
-    /// One a core; the kernel spreads connections over them.
+pub(super) struct Bound {
+    /// Which.
+    pub(super) door: Door,
+    /// The address with the port that was given; none for a Unix socket.
+    pub(super) address: Option<SocketAddr>,
+    /// Its listeners; the kernel spreads connections over them.
     pub(super) fds: Vec<OwnedFd>,
 }
 
-/// Binds one listener a core on `address`; port 0 lets the kernel choose.
+impl Bound {
+    /// The file in `state/run` that holds its address while the server runs.
+    pub(super) const fn file(&self) -> Option<&'static str> {
+        match self.door {
+            Door::Data => Some("address"),
+            Door::Admin => Some("admin-address"),
+            Door::AdminSocket => None,
+        }
+    }
+}
+
+/// Binds `count` listeners of a door on `address`; port 0 lets the kernel choose.
 ///
 /// # Errors
 /// When the address can't be had, with what to do.
-pub(super) fn bind(address: SocketAddr, cores: usize) -> Result<Listeners, Failure> {
-    let refused = |e: io::Error| Failure::new(why(address, &e));
+pub(super) fn bind(door: Door, address: SocketAddr, count: usize) -> Result<Bound, Failure> {
+    let refused = |e: io::Error| Failure::new(why(door, address, &e));
     if address.port() != 0 {
         // SO_REUSEPORT would share the port with any other program of this user that has set it too.
         let probe = socket(address, false).map_err(refused)?;
@@ -38,12 +52,25 @@ pub(super) fn bind(address: SocketAddr, cores: usize) -> Result<Listeners, Failu
     let chosen = first.local_addr().ok().and_then(|a| a.as_socket());
     let chosen = chosen.ok_or_else(|| refused(io::Error::other("the socket has no address")))?;
     let mut fds = vec![OwnedFd::from(first)];
-    while fds.len() < cores {
+    while fds.len() < count {
         fds.push(socket(chosen, true).map_err(refused)?.into());
     }
-    Ok(Listeners {
-        address: chosen,
+    Ok(Bound {
+        door,
+        address: Some(chosen),
         fds,
+    })
+}
+
+/// The admin socket as a door.
+///
+/// # Errors
+/// When it can't be had, with what to do.
+pub(super) fn bind_admin_socket(path: &Path) -> Result<Bound, Failure> {
+    Ok(Bound {
+        door: Door::AdminSocket,
+        address: None,
+        fds: vec![bind_unix(path)?.into()],
     })
 }
 
@@ -93,23 +120,30 @@ fn socket(address: SocketAddr, shared: bool) -> io::Result<Socket> {
 }
 
 /// What a refused bind means.
-fn why(address: SocketAddr, e: &io::Error) -> String {
+fn why(door: Door, address: SocketAddr, e: &io::Error) -> String {
     let port = address.port();
+    let (key, usual) = match door {
+        Door::Data | Door::AdminSocket => ("[server] listen", 8443),
+        Door::Admin => ("[admin] listen", 8444),
+    };
     match e.kind() {
         io::ErrorKind::AddrInUse => format!(
             "port {port} on {} is taken by another program. See who has it: ss -ltnp 'sport = :{port}'. \
-             Or choose another one: [server] listen = \"{}\" in guan.toml",
+             Or choose another one: {key} = \"{}\" in guan.toml",
             address.ip(),
-            SocketAddr::new(address.ip(), if port == 8443 { 9443 } else { 8443 }),
+            SocketAddr::new(
+                address.ip(),
+                if port == usual { usual + 1000 } else { usual }
+            ),
         ),
         io::ErrorKind::PermissionDenied => format!(
-            "port {port} may only be opened by root. Choose one from 1024: [server] listen in guan.toml"
+            "port {port} may only be opened by root. Choose one from 1024: {key} in guan.toml"
         ),
         io::ErrorKind::AddrNotAvailable => format!(
-            "this machine doesn't have the address {}. Choose one of its own, or 0.0.0.0 for all: [server] listen in guan.toml",
+            "this machine doesn't have the address {}. Choose one of its own, or 0.0.0.0 for all: {key} in guan.toml",
             address.ip()
         ),
-        _ => format!("{address} can't be listened on: {e}; see [server] listen in guan.toml"),
+        _ => format!("{address} can't be listened on: {e}; see {key} in guan.toml"),
     }
 }
 
@@ -129,17 +163,21 @@ mod tests {
 
     #[test]
     fn all_listeners_share_the_port_that_the_first_was_given() {
-        let listeners = bind(any(), 3).unwrap();
-        assert_ne!(listeners.address.port(), 0);
+        let listeners = bind(Door::Data, any(), 3).unwrap();
+        let address = listeners.address.unwrap();
+        assert_ne!(address.port(), 0);
         assert_eq!(listeners.fds.len(), 3);
-        assert!(std::net::TcpStream::connect(listeners.address).is_ok());
+        assert!(std::net::TcpStream::connect(address).is_ok());
     }
 
     #[test]
     fn a_taken_port_is_refused_even_when_its_holder_shares() {
-        let first = bind(any(), 1).unwrap();
-        let said = bind(first.address, 2).unwrap_err().to_string();
-        let port = first.address.port();
+        let first = bind(Door::Data, any(), 1).unwrap();
+        let address = first.address.unwrap();
+        let said = bind(Door::Admin, address, 2).unwrap_err().to_string();
+        assert!(said.contains("[admin] listen"), "{said}");
+        let said = bind(Door::Data, address, 2).unwrap_err().to_string();
+        let port = address.port();
         assert!(
             said.contains(&format!("port {port} on 127.0.0.1 is taken")),
             "{said}"
@@ -152,7 +190,7 @@ mod tests {
 
     #[test]
     fn an_address_of_another_machine_is_refused() {
-        let said = bind(SocketAddr::from(([192, 0, 2, 1], 0)), 1)
+        let said = bind(Door::Data, SocketAddr::from(([192, 0, 2, 1], 0)), 1)
             .unwrap_err()
             .to_string();
         assert!(

@@ -7,7 +7,7 @@ use std::time::Instant;
 use sandbox::Signal;
 use wire::control::{ToGateway, ToSupervisor};
 
-use super::{ADDRESS_FILE, AFTER_GRACE, Life, QUIET, Supervisor, welcome};
+use super::{AFTER_GRACE, Life, QUIET, Supervisor, welcome};
 use crate::commands::Failure;
 use crate::config;
 
@@ -117,16 +117,21 @@ impl Supervisor {
             return;
         }
         self.is_welcomed = true;
-        let address = self.listeners.address;
-        let file = self.folder.run().join(ADDRESS_FILE);
-        // Whoever waits for the file finds all of it.
-        let whole = self.folder.run().join("address.new");
-        let written = std::fs::write(&whole, format!("{address}\n"))
-            .and_then(|()| std::fs::rename(&whole, &file));
-        if let Err(e) = written {
-            tracing::warn!("{} can't be written: {e}", file.display());
+        // The data door's file comes last: whoever finds it finds the others.
+        for bound in self.doors.iter().rev() {
+            let (Some(name), Some(address)) = (bound.file(), bound.address) else {
+                continue;
+            };
+            let file = self.folder.run().join(name);
+            // Whoever waits for the file finds all of it.
+            let whole = self.folder.run().join("address.new");
+            let written = std::fs::write(&whole, format!("{address}\n"))
+                .and_then(|()| std::fs::rename(&whole, &file));
+            if let Err(e) = written {
+                tracing::warn!("{} can't be written: {e}", file.display());
+            }
         }
-        welcome::print(&self.folder, address, &self.config);
+        welcome::print(&self.folder, &self.doors, &self.config);
     }
 
     /// Reads the config file and hands its bytes to the gateway, which alone judges them.

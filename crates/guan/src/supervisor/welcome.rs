@@ -6,13 +6,19 @@ use std::path::Path;
 
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use wire::control::WorkerReady;
+use wire::control::{Door, WorkerReady};
 
+use super::listen::Bound;
 use crate::config::Config;
 use crate::folder::Folder;
 
 /// The welcome, once the gateway serves.
-pub(super) fn print(folder: &Folder, address: SocketAddr, config: &Config) {
+pub(super) fn print(folder: &Folder, doors: &[Bound], config: &Config) {
+    let of = |door| {
+        let found = doors.iter().find(|bound| bound.door == door);
+        found.and_then(|bound| bound.address)
+    };
+    let address = of(Door::Data).unwrap_or(config.listen);
     let base = base_url(address);
     let mut lines = vec![
         String::new(),
@@ -27,6 +33,9 @@ pub(super) fn print(folder: &Folder, address: SocketAddr, config: &Config) {
             config.names.join(", ")
         };
         lines.push(format!("  from outside {names}, port {}", address.port()));
+    }
+    if let Some(admin) = of(Door::Admin) {
+        lines.push(format!("  admin API    {}/admin/v1", base_url(admin)));
     }
     let certificate = folder.path().join("secrets/tls.crt");
     if let Some(print) = fingerprint(&certificate) {

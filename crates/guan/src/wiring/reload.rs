@@ -134,6 +134,9 @@ fn only_at_start(old: &Config, new: &Config) -> Option<&'static str> {
     if old.listen != new.listen {
         return Some("[server] listen has changed: restart `guan serve` to use it");
     }
+    if old.admin != new.admin {
+        return Some("[admin] listen has changed: restart `guan serve` to use it");
+    }
     if old.engines != new.engines {
         return Some("the engines of [[models]] have changed: restart `guan serve` to run them");
     }

@@ -1,5 +1,6 @@
 //! Tests of the running binary.
 
+mod admin;
 mod answers;
 mod field_cases;
 mod keys;

@@ -53,7 +53,7 @@ echo '{"ready":{"name":"x","architecture":"qwen2","context_tokens":64,"parameter
 exec sleep 600
 "#;
 
-const ENGINE_CONFIG: &str = "[server]\nlisten = \"127.0.0.1:0\"\n[[models]]\nname = \"tiny\"\n[[models.replicas]]\nengine = \"tiny.gguf\"\n";
+const ENGINE_CONFIG: &str = "[server]\nlisten = \"127.0.0.1:0\"\n[admin]\nlisten = \"127.0.0.1:0\"\n[[models]]\nname = \"tiny\"\n[[models.replicas]]\nengine = \"tiny.gguf\"\n";
 
 #[test]
 fn a15_an_unknown_key_stops_the_start_with_file_and_line() {
@@ -77,7 +77,7 @@ fn a15_an_unknown_key_stops_the_start_with_file_and_line() {
 fn a_taken_port_is_named() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port();
-    let config = in_front_of("http://127.0.0.1:9").replace(":0\"", &format!(":{port}\""));
+    let config = in_front_of("http://127.0.0.1:9").replacen(":0\"", &format!(":{port}\""), 1);
     let data = folder(Some(&config));
     let said = failed(&serve(data.path()));
     assert!(
@@ -118,7 +118,9 @@ fn without_a_model_it_says_what_to_type() {
 
 #[test]
 fn a_config_without_models_is_refused() {
-    let data = folder(Some("[server]\nlisten = \"127.0.0.1:0\"\n"));
+    let data = folder(Some(
+        "[server]\nlisten = \"127.0.0.1:0\"\n[admin]\nlisten = \"127.0.0.1:0\"\n",
+    ));
     let said = failed(&serve(data.path()));
     assert!(said.contains("there is no model to serve"), "{said}");
 }
@@ -188,7 +190,8 @@ fn a_model_file_is_served_by_the_config_that_init_writes() {
     assert!(written.contains("name = \"tiny-chat-0.5b\""), "{written}");
     assert!(written.contains("engine = \"tiny.gguf\""), "{written}");
     // The address of a default config is fixed, and a test has no right to a fixed port.
-    let config = format!("[server]\nlisten = \"127.0.0.1:0\"\n{written}");
+    let config =
+        format!("[server]\nlisten = \"127.0.0.1:0\"\n[admin]\nlisten = \"127.0.0.1:0\"\n{written}");
     let mut running = Guan::start(
         &program,
         &config.replace(

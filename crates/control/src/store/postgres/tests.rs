@@ -1,5 +1,6 @@
 //! PostgreSQL only: the schema, and nodes that hear of each other.
 
+use crate::actor::Actor;
 use std::time::Instant;
 
 use super::*;
@@ -45,7 +46,7 @@ async fn a_newer_schema_and_another_programs_database_are_refused() {
             fault,
             StoreFault::TooNew {
                 found: 99,
-                known: 2,
+                known: 4,
                 ..
             }
         ),
@@ -131,7 +132,7 @@ async fn a_revocation_on_one_node_is_heard_on_the_other_within_a_second() {
     let bench = Bench::on(tempfile::tempdir().unwrap(), &target).await;
     let created = bench
         .keys
-        .create(new_key("a"), &roles(), "local:0")
+        .create(new_key("a"), &roles(), &Actor::local(0))
         .await
         .unwrap();
     let (_ask, questions) = tokio::sync::mpsc::channel(1);
@@ -139,7 +140,10 @@ async fn a_revocation_on_one_node_is_heard_on_the_other_within_a_second() {
     assert_eq!(bench.accepts(&created.text), Some(true));
     let other = elsewhere(&bench);
     let began = Instant::now();
-    let _row = other.revoke(created.id.as_str(), "local:0").await.unwrap();
+    let _row = other
+        .revoke(created.id.as_str(), &Actor::local(0))
+        .await
+        .unwrap();
     while bench.accepts(&created.text) == Some(true) {
         assert!(began.elapsed() < Duration::from_secs(5));
         tokio::time::sleep(Duration::from_millis(1)).await;

@@ -1,5 +1,6 @@
 //! The store against real files and a second connection.
 
+use crate::actor::Actor;
 use std::os::unix::fs::PermissionsExt;
 use std::time::Instant;
 
@@ -34,7 +35,7 @@ async fn all_files_of_the_database_are_private() {
     let bench = Bench::new().await;
     let _created = bench
         .keys
-        .create(new_key("a"), &roles(), "local:0")
+        .create(new_key("a"), &roles(), &Actor::local(0))
         .await
         .unwrap();
     let mut names: Vec<String> = Vec::new();
@@ -74,7 +75,7 @@ async fn a_newer_database_and_one_of_another_program_are_refused() {
             fault,
             StoreFault::TooNew {
                 found: 99,
-                known: 3,
+                known: 5,
                 ..
             }
         ),
@@ -136,7 +137,7 @@ async fn who_holds_the_database_makes_writers_busy_and_readers_go_on() {
     let bench = Bench::new().await;
     let created = bench
         .keys
-        .create(new_key("a"), &roles(), "local:0")
+        .create(new_key("a"), &roles(), &Actor::local(0))
         .await
         .unwrap();
     let mut other = bench.hold().await;
@@ -161,7 +162,7 @@ async fn what_is_written_is_there_after_it_was_closed() {
     let bench = Bench::new().await;
     let created = bench
         .keys
-        .create(new_key("a"), &roles(), "local:0")
+        .create(new_key("a"), &roles(), &Actor::local(0))
         .await
         .unwrap();
     bench.store.close().await;
