@@ -203,6 +203,7 @@ pub(crate) fn blank(clock: &Clock, action: &str) -> Record {
         source_ip: None,
         user_id: None,
         role: None,
+        identity: None,
         status: None,
         path: None,
         request_id: None,

@@ -53,6 +53,16 @@ pub enum CertificateFault {
         /// What should be in it.
         what: &'static str,
     },
+    /// The authorities of client certificates can't be read.
+    #[error(
+        "{path}: {cause}. [tls] client_ca names it: put the authorities there whose clients may connect (PEM)"
+    )]
+    Authorities {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        cause: String,
+    },
     /// A name that a certificate can't carry.
     #[error(
         "{0:?} is neither an IP address nor a host name. Give names like guan.example.com (in their xn-- form if they aren't ASCII) or 10.0.0.5"
@@ -119,6 +129,25 @@ fn key_text(path: &Path) -> Result<Zeroizing<Vec<u8>>, CertificateFault> {
         Err(cause) => Err(CertificateFault::File {
             path,
             cause: cause.to_string(),
+        }),
+    }
+}
+
+/// Reads the authorities of a PEM file: whoever is to be trusted as a client's.
+///
+/// # Errors
+/// [`CertificateFault`].
+pub fn authorities(path: &Path) -> Result<Vec<CertificateDer<'static>>, CertificateFault> {
+    let text = std::fs::read(path).map_err(|cause| CertificateFault::Authorities {
+        path: path.to_path_buf(),
+        cause: cause.to_string(),
+    })?;
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
+    match found {
+        Ok(found) if !found.is_empty() => Ok(found),
+        Ok(_) | Err(_) => Err(CertificateFault::Authorities {
+            path: path.to_path_buf(),
+            cause: "no certificates in PEM form in it".to_owned(),
         }),
     }
 }

@@ -1,4 +1,4 @@
-//! Who may do what: the sealed secrets, the store, keys, the admin API, the audit chain, the server's certificate.
+//! Who may do what: sealed secrets, the store, keys, issuers, the admin API, the audit chain, the certificate.
 //!
 //! It decides who holds a key and keeps the record of it; it never sees a model request and never talks to an
 //! upstream. Called by `guan` (the commands and the wiring of the server), which hands its snapshots to `gateway`.
@@ -10,6 +10,7 @@ pub mod seal;
 pub mod store;
 pub mod keys;
 pub mod publish;
+pub mod identity;
 pub mod secrets;
 pub mod api;
 pub mod audit_log;

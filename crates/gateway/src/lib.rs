@@ -25,6 +25,7 @@ pub mod door {
 pub mod check {
     //! Check: who calls, what he may ask for, whether his limits hold.
     pub mod fresh;
+    pub mod token;
     pub(crate) mod authenticate;
     pub(crate) mod authorise;
     pub(crate) mod reserve;

@@ -8,7 +8,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rules::certificate;
 use rules::snapshot::Roles;
+use rules::token::Issuer;
 use wire::openai::{Dialect, UnknownFields};
 
 /// Everything that requests are judged and relayed by.
@@ -30,6 +32,10 @@ pub struct Settings {
     pub max_stale: Duration,
     /// Roles by name.
     pub roles: Roles,
+    /// Whose tokens are taken, by name.
+    pub issuers: BTreeMap<String, Arc<Issuer>>,
+    /// What the names of client certificates give.
+    pub client_certificates: Vec<certificate::Rule>,
     /// Models by public name.
     pub models: BTreeMap<String, Arc<Model>>,
 }

@@ -15,6 +15,7 @@ use rules::snapshot::Keys;
 
 use crate::check::admit::Lines;
 use crate::check::fresh::Freshness;
+use crate::check::token::Issuers;
 use crate::limits::addresses::Failures;
 use crate::limits::memory::Memory;
 use crate::record::metrics::Metrics;
@@ -47,6 +48,8 @@ pub struct Gateway {
     pub trail: Trail,
     /// How young the keys are, and how to ask for younger ones.
     pub freshness: Arc<Freshness>,
+    /// The keys of issuers, and what was verified by them.
+    pub issuers: Arc<Issuers>,
     /// Refusals of callers without a credential, summed up.
     pub strangers: Strangers,
     /// Names of supervised workers that are ready.
@@ -87,6 +90,8 @@ pub struct Parts {
     pub trail: Trail,
     /// How young the keys are, and how to ask for younger ones.
     pub freshness: Arc<Freshness>,
+    /// The keys of issuers.
+    pub issuers: Arc<Issuers>,
     /// The clock.
     pub clock: Clock,
 }
@@ -109,6 +114,7 @@ impl Gateway {
             slots: Arc::new(parts.slots),
             trail: parts.trail,
             freshness: parts.freshness,
+            issuers: parts.issuers,
             strangers: Strangers::default(),
             workers: ArcSwap::default(),
             config_stale: AtomicBool::new(false),

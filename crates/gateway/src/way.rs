@@ -31,7 +31,7 @@ use crate::check::reserve::{Reserved, reserve};
 use crate::deliver::balance::balance;
 use crate::deliver::forward::{Delivered, Outgoing, forward, refusal, said, trace_of};
 use crate::deliver::relay::{Relay, Step, ending_of};
-use crate::door::accept::Core;
+use crate::door::accept::{Core, Peer};
 use crate::door::framing;
 use crate::endpoints::{self, Endpoint, What};
 use crate::pages::{PAGES, POLICY};
@@ -53,7 +53,7 @@ const DISCARD_TIME: Duration = Duration::from_secs(30);
 /// From the request to its answer.
 pub(crate) async fn walk(
     core: &Rc<Core>,
-    peer: SocketAddr,
+    peer: &Peer,
     request: Request<Incoming>,
 ) -> Response<Body> {
     let (head, mut incoming) = request.into_parts();
@@ -91,7 +91,7 @@ async fn discard(mut incoming: Incoming) {
 
 async fn arrive(
     core: &Rc<Core>,
-    peer: SocketAddr,
+    peer: &Peer,
     head: &Parts,
     incoming: &mut Incoming,
 ) -> Response<Body> {
@@ -106,7 +106,7 @@ async fn arrive(
             must_have_method(endpoint, &head.method)?;
             return Ok(open(core, id, endpoint));
         }
-        let caller = authenticate(gateway, &settings, &head.headers, peer.ip()).await?;
+        let caller = authenticate(gateway, &settings, &head.headers, peer).await?;
         let standing = gateway.limits.look(caller.key.id, &caller.policy, started);
         let known = Known {
             core,
@@ -114,7 +114,7 @@ async fn arrive(
             caller,
             id,
             started,
-            peer,
+            peer: peer.address,
             patience: patience(&head.headers),
         };
         Ok(known.walk(head, incoming, found, standing).await)
@@ -123,7 +123,7 @@ async fn arrive(
     match answered {
         Ok(response) => response,
         Err(refusal) => {
-            gateway.strangers.count(peer.ip(), refusal.word());
+            gateway.strangers.count(peer.address.ip(), refusal.word());
             gateway.metrics.refused(refusal.word());
             refuse(id, &refusal)
         }

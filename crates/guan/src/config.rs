@@ -16,7 +16,7 @@ pub(crate) mod reference;
 mod upstream;
 mod meant;
 
-pub(crate) use meant::{Config, EngineSpec, Fsync, is_model_name};
+pub(crate) use meant::{ClientAuth, Config, EngineSpec, Fsync, is_model_name};
 pub(crate) use upstream::{Upstream, parse as parse_upstream};
 
 /// What the meaning of a file depends on besides its bytes.

@@ -19,12 +19,14 @@ use arc_swap::ArcSwap;
 use control::api::ApiState;
 use control::audit_log::{self, AuditSpec, Log};
 use control::bootstrap::Opened;
+use control::identity::oidc::Source;
 use control::keys::Keys;
 use control::publish::{self, Publisher};
 use control::seal::{Envelope, Kms};
 use control::secrets::Secrets;
 use control::store::{NodeRow, Store};
 use gateway::check::fresh::Freshness;
+use gateway::check::token::Issuers;
 use gateway::limits::memory::Memory;
 use gateway::record::replay::node_died;
 use gateway::record::slot::Slots;
@@ -36,13 +38,14 @@ use rules::limit::Rate;
 use rules::policy::effective;
 use rules::snapshot::Key;
 use tokio::io::AsyncReadExt;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, LocalSet};
 use wire::control::{Decoder, Door, Start, ToGateway, ToSupervisor, WorkerState, encode};
 
 use crate::config::reference::Opener;
 use crate::config::{self, Config};
 
+mod identity;
 mod reload;
 mod tls;
 
@@ -147,6 +150,8 @@ struct House {
     in_force: Arc<ArcSwap<InForce>>,
     /// Certificates that were made while this gateway runs.
     renewals: mpsc::Receiver<String>,
+    /// Whose tokens are taken, for whoever fetches their keys.
+    issuers: watch::Sender<Vec<Source>>,
     log: Log,
     clock: Clock,
 }
@@ -188,15 +193,19 @@ impl House {
             control::clock::rfc3339_nanos(i128::from(ns))
         });
         let known = publish::load(&store).await?;
-        let by_id = known.by_id();
+        let mut by_id = known.by_id();
+        identity::recall(&past, &mut by_id);
         past.extend(replay(start, &audit, &trail, &by_id, clock).await?);
         let limits = rebuilt(&mut past, &known, &by_id, &config);
         drop(by_id);
         let (ask, questions) = mpsc::channel(publish::MOST_ASKED);
+        let (ask_issuers, asked_issuers) = mpsc::channel(control::identity::MOST_ASKED);
         let in_force = Arc::new(ArcSwap::from_pointee(InForce::of(&config)));
         let secrets = secrets(&opened.envelope, &store, entries.clone(), &in_force, data);
         let keeper = tls::keeper(&secrets, &entries, &node, data);
-        let (tls, published) = tls::taken_up(keeper.open(&config.names).await?)?;
+        let clients = identity::clients(config.client_auth.as_ref())?;
+        let pair = keeper.open(&config.names).await?;
+        let (tls, published) = tls::taken_up(pair, clients.as_ref())?;
         if let Some(chain) = published {
             say(supervisor, &ToSupervisor::Certificate { chain });
         }
@@ -209,8 +218,10 @@ impl House {
             slots: Slots::create(&slots_of(data, start.generation))?,
             trail,
             freshness: Arc::new(Freshness::new(ask)),
+            issuers: Arc::new(Issuers::new(ask_issuers)),
             clock,
         }));
+        let issuers = identity::follow(&gateway, config.sources.clone(), asked_issuers);
         let swap = Arc::clone(&gateway);
         let publisher = Publisher::new(store.clone(), Arc::new(move |keys| swap.publish(keys)));
         // The view that the acts of this node go on from, read once more: nothing is between the two.
@@ -234,7 +245,7 @@ impl House {
             entries,
             control::clock::system(),
         );
-        let renewals = tls::look_after(&secrets, keeper, &gateway, &in_force);
+        let renewals = tls::look_after(&secrets, (keeper, clients), &gateway, &in_force);
         let house = Self {
             gateway,
             keys,
@@ -243,6 +254,7 @@ impl House {
             envelope: opened.envelope,
             in_force,
             renewals,
+            issuers,
             log,
             clock,
         };
@@ -489,6 +501,8 @@ async fn replay(
             trail.write(node_died(stamp, call, key)).await?;
             past.push(rules::chain::PastCall {
                 key: call.key.to_string(),
+                role: None,
+                project: None,
                 taken_ns: call.started_ns,
             });
         }

@@ -145,6 +145,13 @@ pub struct Record {
         default
     )]
     pub role: Option<String>,
+    /// Who the caller is to whoever vouches for him; absent where the key is all there is.
+    #[serde(
+        rename = "guan.identity",
+        skip_serializing_if = "Option::is_none",
+        default
+    )]
+    pub identity: Option<Identity>,
     /// HTTP status that was answered.
     #[serde(
         rename = "http.response.status_code",
@@ -168,6 +175,23 @@ pub struct Record {
     /// What was done to what, for admin acts; names only.
     #[serde(rename = "guan.act", skip_serializing_if = "Option::is_none", default)]
     pub act: Option<serde_json::Value>,
+}
+
+/// A caller who has no key of ours: whose id in `user.id` is made of these words.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Who made his token.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub issuer: Option<String>,
+    /// Who he is there.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub subject: Option<String>,
+    /// The name in his client certificate that a rule fits.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub certificate: Option<String>,
+    /// The certificate's SHA-256.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub fingerprint: Option<String>,
 }
 
 /// A model call's own figures.
@@ -226,8 +250,12 @@ impl fmt::Debug for Entry {
 /// A call found in the chain, from which a limiter is rebuilt after a restart.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PastCall {
-    /// The key's id.
+    /// The caller's id.
     pub key: String,
+    /// His role, as it was recorded.
+    pub role: Option<String>,
+    /// Who paid, as it was recorded.
+    pub project: Option<String>,
     /// When its request limit was taken, nanoseconds since 1970.
     pub taken_ns: u64,
 }
@@ -246,6 +274,7 @@ mod tests {
             source_ip: None,
             user_id: None,
             role: None,
+            identity: None,
             status: None,
             path: None,
             request_id: None,

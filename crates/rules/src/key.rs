@@ -253,6 +253,24 @@ impl Pepper {
         }
         Digest(out)
     }
+
+    /// The id of a caller who has no key of ours: the same for the same `words` (an issuer and its subject, a
+    /// certificate's name) on every node. Without the pepper nobody can look for words whose id is another caller's.
+    #[must_use]
+    pub fn caller_id(&self, words: &[&str]) -> KeyId {
+        let mut context = hmac::Context::with_key(&self.0);
+        // Longer than any SHA-256, so that no digest of a key is made of it.
+        context.update(b"guan: the id of a caller without a key of ours");
+        for word in words {
+            context.update(&u64::try_from(word.len()).unwrap_or(u64::MAX).to_be_bytes());
+            context.update(word.as_bytes());
+        }
+        let mut id = [0_u8; ID_LENGTH];
+        for (letter, byte) in id.iter_mut().zip(context.sign().as_ref()) {
+            *letter = base62_letter(usize::from(*byte % 62));
+        }
+        KeyId(id)
+    }
 }
 
 impl fmt::Debug for Pepper {
@@ -345,6 +363,22 @@ mod tests {
         assert_ne!(a.digest("k"), b.digest("k"));
         let sha = digest::digest(&digest::SHA256, b"k");
         assert_eq!(a.digest_of_sha256(sha.as_ref()), a.digest("k"));
+    }
+
+    #[test]
+    fn callers_without_a_key_have_an_id_that_depends_on_each_word_and_the_pepper() {
+        let (a, b) = (Pepper::new(&[1; 32]), Pepper::new(&[2; 32]));
+        let id = a.caller_id(&["https://issuer", "subject"]);
+        assert_eq!(KeyId::parse(id.as_str()), Ok(id));
+        assert_eq!(id, a.caller_id(&["https://issuer", "subject"]));
+        for other in [
+            a.caller_id(&["https://issuers", "ubject"]),
+            a.caller_id(&["https://issuer", "subject2"]),
+            a.caller_id(&["https://issuersubject"]),
+            b.caller_id(&["https://issuer", "subject"]),
+        ] {
+            assert_ne!(id, other);
+        }
     }
 
     #[test]

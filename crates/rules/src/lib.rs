@@ -15,5 +15,7 @@ pub mod queue;
 pub mod adapt;
 pub mod measure;
 pub mod refusal;
+pub mod token;
+pub mod certificate;
 pub mod chain;
 pub mod snapshot;

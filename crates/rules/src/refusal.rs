@@ -28,6 +28,16 @@ pub enum Refusal {
     },
     /// Keys can't be judged now.
     KeysUnavailable,
+    /// A token that is not to be believed: the caller isn't told why.
+    BadToken(Untrusted),
+    /// A good token, too late.
+    ExpiredToken,
+    /// The issuer's keys aren't known, or are too old: its tokens can't be judged now.
+    IssuerUnavailable,
+    /// The connection's client certificate was valid when it began, and no longer is.
+    ExpiredCertificate,
+    /// An issuer or an authority vouches for the caller, and nothing here is given to him.
+    NotAdmitted(Unadmitted),
     /// Nothing of that name is here.
     NoSuchRoute,
     /// The endpoint exists, the caller's policy doesn't have it: the text of [`Self::NoSuchRoute`].
@@ -152,6 +162,72 @@ impl Unfit {
     }
 }
 
+/// Why a token isn't believed: for audit only. One text for all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Untrusted {
+    /// Not in the form of one, or of another kind.
+    Malformed,
+    /// Signed in a way that isn't on the issuer's list or doesn't fit its key.
+    Algorithm,
+    /// Of an issuer that the config file doesn't name.
+    UnknownIssuer,
+    /// Its issuer has no such key.
+    UnknownKey,
+    /// Not signed by the key that it names.
+    Signature,
+    /// Meant for somebody else.
+    Audience,
+    /// Its time hasn't come, or it was made in the future.
+    NotYetValid,
+    /// A claim that must be there is missing or of another type.
+    Claims,
+    /// Bound to a key or a certificate of its holder, which isn't checked here.
+    Bound,
+    /// Used from an address that isn't on its project's list.
+    ForeignAddress,
+}
+
+impl Untrusted {
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Malformed => "token-malformed",
+            Self::Algorithm => "token-algorithm",
+            Self::UnknownIssuer => "token-unknown-issuer",
+            Self::UnknownKey => "token-unknown-key",
+            Self::Signature => "token-signature",
+            Self::Audience => "token-audience",
+            Self::NotYetValid => "token-not-yet-valid",
+            Self::Claims => "token-claims",
+            Self::Bound => "token-bound",
+            Self::ForeignAddress => "token-foreign-address",
+        }
+    }
+}
+
+/// Why nothing is given to a caller who is known: for audit only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unadmitted {
+    /// No rule of the config file fits.
+    NoRole,
+    /// The project is missing in the token, or not in the store.
+    NoProject,
+    /// The project is disabled.
+    ProjectDisabled,
+    /// Called from an address that isn't on the project's list.
+    ForeignAddress,
+}
+
+impl Unadmitted {
+    const fn word(self) -> &'static str {
+        match self {
+            Self::NoRole => "no-role",
+            Self::NoProject => "no-project",
+            Self::ProjectDisabled => "no-enabled-project",
+            Self::ForeignAddress => "project-foreign-address",
+        }
+    }
+}
+
 /// A refusal as it is sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
@@ -173,6 +249,12 @@ pub struct Answer {
 
 const INVALID: &str = "invalid_request_error";
 const SERVER: &str = "server_error";
+const BAD_TOKEN: &str = "The token isn't accepted here. Get a new one from your sign-in service, or ask your administrator.";
+const EXPIRED_CERTIFICATE: &str = "The client certificate has expired. Connect with a new one.";
+const NOT_ADMITTED: &str =
+    "You are known, but no role or project here is yours. Ask your administrator for one.";
+const ISSUER_UNAVAILABLE: &str =
+    "Tokens of this issuer can't be checked at the moment. Please try again.";
 const UNAVAILABLE: &str = "service_unavailable_error";
 
 impl Refusal {
@@ -188,6 +270,11 @@ impl Refusal {
             Self::ExpiredKey => "expired-key",
             Self::FailedCredentials { .. } => "failed-credentials",
             Self::KeysUnavailable => "keys-unavailable",
+            Self::BadToken(untrusted) => untrusted.word(),
+            Self::ExpiredToken => "expired-token",
+            Self::IssuerUnavailable => "issuer-unavailable",
+            Self::ExpiredCertificate => "expired-certificate",
+            Self::NotAdmitted(unadmitted) => unadmitted.word(),
             Self::NoSuchRoute => "no-such-route",
             Self::EndpointNotAllowed => "endpoint-not-allowed",
             Self::MethodNotAllowed(_) => "method-not-allowed",
@@ -248,7 +335,11 @@ impl Refusal {
             | Self::MalformedCredential
             | Self::MistypedKey
             | Self::UnknownKey(_)
-            | Self::ExpiredKey => (401, INVALID, Some("invalid_api_key")),
+            | Self::ExpiredKey
+            | Self::BadToken(_)
+            | Self::ExpiredToken
+            | Self::ExpiredCertificate => (401, INVALID, Some("invalid_api_key")),
+            Self::NotAdmitted(_) => (403, INVALID, Some("not_admitted")),
             Self::NoSuchRoute => (404, INVALID, Some("unknown_url")),
             Self::EndpointNotAllowed => (403, INVALID, Some("unknown_url")),
             Self::MethodNotAllowed(_) => (405, INVALID, Some("method_not_allowed")),
@@ -263,7 +354,9 @@ impl Refusal {
             | Self::RequestRate { .. }
             | Self::Concurrency { .. }
             | Self::TooManyRefusals { .. } => (429, "requests", Some("rate_limit_exceeded")),
-            Self::KeysUnavailable | Self::RecordsUnavailable => (503, UNAVAILABLE, None),
+            Self::KeysUnavailable | Self::IssuerUnavailable | Self::RecordsUnavailable => {
+                (503, UNAVAILABLE, None)
+            }
             Self::BodyBudget | Self::NoReplica | Self::Busy | Self::Overloaded { .. } => {
                 (503, UNAVAILABLE, Some("server_is_overloaded"))
             }
@@ -290,6 +383,10 @@ impl Refusal {
                 "Incorrect API key provided. Check the key, or ask your administrator for one."
             }
             Self::ExpiredKey => "The API key has expired. Ask your administrator for a new one.",
+            Self::BadToken(_) => BAD_TOKEN,
+            Self::ExpiredToken => "The token has expired. Get a new one from your sign-in service.",
+            Self::ExpiredCertificate => EXPIRED_CERTIFICATE,
+            Self::NotAdmitted(_) => NOT_ADMITTED,
             Self::NoSuchRoute | Self::EndpointNotAllowed => {
                 "No such endpoint here. This server speaks the OpenAI API below /v1."
             }
@@ -335,6 +432,7 @@ impl Refusal {
                 return again("The model is busy.", *retry);
             }
             Self::KeysUnavailable => "Keys can't be checked at the moment. Please try again.",
+            Self::IssuerUnavailable => ISSUER_UNAVAILABLE,
             Self::BodyBudget => "Too many large requests at once. Please try again.",
             Self::NoReplica => "The model isn't available at the moment. Please try again.",
             Self::Busy => "The server is busy. Please try again.",

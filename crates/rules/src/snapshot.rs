@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use crate::key::{Digest, KeyId};
 use crate::policy::{Own, Role};
-use crate::refusal::Unfit;
+use crate::refusal::{Unadmitted, Unfit};
 
 /// One key, as requests see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -199,6 +199,23 @@ impl Keys {
         self.projects.get(name)
     }
 
+    /// What a project narrows for a caller at `address` who has no key of ours. Unlike a key's, this project must
+    /// exist: nobody checked its name when it was written down.
+    ///
+    /// # Errors
+    /// Why its callers are refused.
+    pub fn admit(&self, project: &str, address: IpAddr) -> Result<&Own, Unadmitted> {
+        let project = self.projects.get(project).ok_or(Unadmitted::NoProject)?;
+        let list = project.own.addresses.as_ref();
+        if list.is_some_and(|list| !list.iter().any(|network| network.contains(address))) {
+            return Err(Unadmitted::ForeignAddress);
+        }
+        if !project.enabled {
+            return Err(Unadmitted::ProjectDisabled);
+        }
+        Ok(&project.own)
+    }
+
     /// All keys by id: a walk over all, for rare acts only.
     #[must_use]
     pub fn by_id(&self) -> HashMap<KeyId, Arc<Key>> {
@@ -362,5 +379,13 @@ mod tests {
             .judge(&digest(1), 10, here())
             .err();
         assert_eq!(elsewhere, Some(Invalid::Unfit(Unfit::ForeignAddress)));
+        // Who has no key of ours needs a project that is there.
+        let open = with(project(true, "127.0.0.0/8"));
+        assert!(open.admit("p", here()).is_ok());
+        assert_eq!(open.admit("q", here()), Err(Unadmitted::NoProject));
+        let away = [10, 0, 0, 1].into();
+        assert_eq!(open.admit("p", away), Err(Unadmitted::ForeignAddress));
+        let closed = with(project(false, "0.0.0.0/0"));
+        assert_eq!(closed.admit("p", here()), Err(Unadmitted::ProjectDisabled));
     }
 }

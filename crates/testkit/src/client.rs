@@ -9,6 +9,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
+use crate::authority::Identity;
 use crate::upstream::PATIENCE;
 
 type Tls = StreamOwned<ClientConnection, TcpStream>;
@@ -93,6 +94,19 @@ impl Client {
     /// When the file can't be read.
     #[must_use]
     pub fn new(address: SocketAddr, ca: &std::path::Path) -> Self {
+        Self::with(address, ca, None)
+    }
+
+    /// The same with a client certificate.
+    ///
+    /// # Panics
+    /// When the file can't be read or the certificate can't be used.
+    #[must_use]
+    pub fn certified(address: SocketAddr, ca: &std::path::Path, identity: &Identity) -> Self {
+        Self::with(address, ca, Some(identity))
+    }
+
+    fn with(address: SocketAddr, ca: &std::path::Path, identity: Option<&Identity>) -> Self {
         let mut roots = RootCertStore::empty();
         for certificate in CertificateDer::pem_file_iter(ca).expect("the CA file opens") {
             roots
@@ -103,13 +117,24 @@ impl Client {
         let config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .expect("TLS versions")
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+            .with_root_certificates(roots);
+        let config = match identity {
+            None => config.with_no_client_auth(),
+            Some(identity) => config
+                .with_client_auth_cert(identity.chain.clone(), identity.key())
+                .expect("a usable certificate"),
+        };
         Self {
             address,
             config: Arc::new(config),
             key: None,
         }
+    }
+
+    /// Where it connects.
+    #[must_use]
+    pub const fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// The same with a key.
@@ -216,6 +241,14 @@ impl Connection {
         let socket = &self.stream.get_ref().sock;
         socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
         said
+    }
+
+    /// Writes bytes, if the server still reads.
+    pub fn try_write(&mut self, bytes: impl AsRef<[u8]>) -> bool {
+        let tls = self.stream.get_mut();
+        tls.write_all(bytes.as_ref())
+            .and_then(|()| tls.flush())
+            .is_ok()
     }
 
     /// Reads the head of an answer.

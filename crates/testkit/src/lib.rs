@@ -9,7 +9,9 @@
     reason = "a test fails by a panic, with the reason in it"
 )]
 
+pub mod authority;
 pub mod client;
+pub mod issuer;
 pub mod kms;
 pub mod postgres;
 pub mod server;

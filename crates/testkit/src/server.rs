@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+use crate::authority::Identity;
 use crate::client::{Client, Response};
 use crate::upstream::PATIENCE;
 
@@ -20,7 +21,18 @@ pub struct Guan {
     log: Receiver<String>,
     seen: Vec<String>,
     env: Vec<(String, PathBuf)>,
+    /// What is logged; `None`: the default.
+    level: Option<&'static str>,
+    /// What shows that it is ready, where it asks for a certificate.
+    known_as: Option<Identity>,
 }
+
+/// More in the environment, another level of the log, and what shows that it is ready.
+type Circumstances<'a> = (
+    &'a [(&'a str, PathBuf)],
+    Option<&'static str>,
+    Option<Identity>,
+);
 
 /// The config of one model `m` in front of an upstream, on a free port.
 #[must_use]
@@ -49,6 +61,29 @@ impl Guan {
         Self::start_with_env(binary, config, &[], prepare)
     }
 
+    /// The same as [`Self::start`], with another level of its log.
+    ///
+    /// # Panics
+    /// When it doesn't answer.
+    #[must_use]
+    pub fn start_logging(binary: &Path, config: &str, level: &'static str) -> Self {
+        Self::start_as(binary, config, (&[], Some(level), None), |_data| ())
+    }
+
+    /// The same as [`Self::start_with`], for a server that lets nobody in without a certificate.
+    ///
+    /// # Panics
+    /// When it doesn't answer.
+    #[must_use]
+    pub fn start_for(
+        binary: &Path,
+        config: &str,
+        identity: Identity,
+        prepare: impl FnOnce(&Path),
+    ) -> Self {
+        Self::start_as(binary, config, (&[], None, Some(identity)), prepare)
+    }
+
     /// The same, with more in the environment of it and of its commands.
     ///
     /// # Panics
@@ -58,6 +93,15 @@ impl Guan {
         binary: &Path,
         config: &str,
         env: &[(&str, PathBuf)],
+        prepare: impl FnOnce(&Path),
+    ) -> Self {
+        Self::start_as(binary, config, (env, None, None), prepare)
+    }
+
+    fn start_as(
+        binary: &Path,
+        config: &str,
+        (env, level, known_as): Circumstances<'_>,
         prepare: impl FnOnce(&Path),
     ) -> Self {
         let data = TempDir::new().expect("a folder for the test");
@@ -78,6 +122,8 @@ impl Guan {
                 .iter()
                 .map(|(name, value)| ((*name).to_owned(), value.clone()))
                 .collect(),
+            level,
+            known_as,
         };
         guan.serve();
         guan
@@ -92,6 +138,7 @@ impl Guan {
         std::fs::remove_file(&address).ok();
         let mut child = self
             .command(&["serve"])
+            .envs(self.level.map(|level| ("GUAN_LOG", level)))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -113,9 +160,19 @@ impl Guan {
                 .trim()
                 .parse::<std::net::SocketAddr>()
                 .is_ok()
-                && guan.client().connect().is_ok()
-                && guan.client().get("/readyz").status == 200
+                && guan.answers()
         });
+    }
+
+    /// Whether it is ready, as far as it lets anybody ask.
+    fn answers(&self) -> bool {
+        match &self.known_as {
+            None => self.client().connect().is_ok() && self.client().get("/readyz").status == 200,
+            Some(identity) => {
+                let client = self.certified(identity);
+                client.connect().is_ok() && client.get("/readyz").status == 200
+            }
+        }
     }
 
     /// A `guan` command on this data folder.
@@ -195,6 +252,16 @@ impl Guan {
             .parse()
             .expect("state/run/admin-address holds an address");
         Client::new(address, &self.data.path().join("secrets/tls.crt"))
+    }
+
+    /// A client with a certificate and without a key.
+    ///
+    /// # Panics
+    /// When the server has no address.
+    #[must_use]
+    pub fn certified(&self, identity: &Identity) -> Client {
+        let address = self.client().address();
+        Client::certified(address, &self.data.path().join("secrets/tls.crt"), identity)
     }
 
     /// A client with the first key, which is an admin's.

@@ -11,3 +11,4 @@ pub mod json;
 pub mod openai;
 pub mod sse;
 pub mod token;
+pub mod x509;

@@ -61,11 +61,16 @@ fn scan(path: &Path, since_ns: u64, calls: &mut Vec<PastCall>) -> io::Result<()>
         let Ok(seen) = serde_json::from_slice::<Seen>(&line.bytes) else {
             continue;
         };
-        if let (Some(key), Some(taken_ns)) =
-            (seen.user_id, seen.call.and_then(|call| call.taken_ns))
+        if let (Some(key), Some(call)) = (seen.user_id, seen.call)
+            && let Some(taken_ns) = call.taken_ns
             && taken_ns >= since_ns
         {
-            calls.push(PastCall { key, taken_ns });
+            calls.push(PastCall {
+                key,
+                role: seen.role,
+                project: call.project,
+                taken_ns,
+            });
         }
         // Texts of one form and width sort as times do. A clock that was set back makes a few lines look old.
         if seen.timestamp.len() == oldest.len() && seen.timestamp < oldest {
@@ -86,12 +91,15 @@ struct Seen {
     timestamp: String,
     #[serde(rename = "user.id")]
     user_id: Option<String>,
+    #[serde(rename = "user.roles")]
+    role: Option<String>,
     #[serde(rename = "guan.call")]
     call: Option<SeenCall>,
 }
 
 #[derive(Deserialize)]
 struct SeenCall {
+    project: Option<String>,
     taken_ns: Option<u64>,
 }
 

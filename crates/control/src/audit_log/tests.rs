@@ -425,8 +425,9 @@ async fn dev_full_refuses_and_ends_without_a_panic() {
 fn call(key: &str, ended_ns: i128, taken_ns: u64) -> Record {
     let mut record = blank(&clock::fixed(ended_ns), "model-request");
     record.user_id = Some(key.to_owned());
+    record.role = Some("user".to_owned());
     record.call = Some(Call {
-        project: None,
+        project: Some("p".to_owned()),
         model: None,
         ending: Ending::Finished,
         stream: false,
@@ -484,6 +485,8 @@ fn calls_of_the_last_minute_are_found_in_all_files_and_torn_lines_passed_over() 
     let found = past_calls(dir.path(), now - 60 * SECOND);
     let wanted = [("b", 55), ("a", 30), ("c", 1)].map(|(key, ago)| PastCall {
         key: key.to_owned(),
+        role: Some("user".to_owned()),
+        project: Some("p".to_owned()),
         taken_ns: now - ago * SECOND,
     });
     assert_eq!(found, wanted);

@@ -6,6 +6,7 @@
 use aws_lc_rs::digest;
 use rules::key::{Digest, KeyId};
 use rules::snapshot::Roles;
+use rules::token;
 use serde_json::json;
 
 use super::{Keys, KeysFault, NewKey, fresh, is_name, row_of};
@@ -82,7 +83,7 @@ pub fn read_list(text: &str, form: Foreign) -> Result<Vec<ForeignKey>, KeysFault
                 }
                 // What a header can carry and `authenticate` reads.
                 let legal = |b: u8| b.is_ascii_alphanumeric() || b"-._~+/=:".contains(&b);
-                if !(8..=512).contains(&key.len()) || !key.bytes().all(legal) {
+                if !(8..=longest(key)).contains(&key.len()) || !key.bytes().all(legal) {
                     return Err(fault(
                         "a key is 8 to 512 letters, digits or -._~+/=: without blanks",
                     ));
@@ -114,6 +115,15 @@ pub fn read_list(text: &str, form: Foreign) -> Result<Vec<ForeignKey>, KeysFault
         });
     }
     Ok(keys)
+}
+
+/// As long as requests may bring them.
+fn longest(key: &str) -> usize {
+    if token::has_form(key) {
+        token::LONGEST
+    } else {
+        512
+    }
 }
 
 fn unhex(text: &str) -> Option<[u8; 32]> {

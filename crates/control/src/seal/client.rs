@@ -1,8 +1,9 @@
-//! One HTTPS exchange with a key service: connect, ask, read the answer, close, all within five seconds.
+//! One HTTPS exchange with a key service or an issuer: connect, ask, read the answer, close, all within five seconds.
 //!
 //! TLS is always verified, by the system's authorities or those of a file; plain HTTP goes to this machine only. It
-//! keeps no connection: key services are asked at a start, a reload and a rewrap. Names are resolved by hickory, since
-//! a static binary can't load libc's resolver plug-ins. Called by the providers.
+//! keeps no connection: key services are asked at a start, a reload and a rewrap, issuers now and then. It follows no
+//! redirect. Names are resolved by hickory, since a static binary can't load libc's resolver plug-ins. Called by the
+//! providers and by `identity`.
 
 use std::io;
 use std::net::IpAddr;
@@ -111,6 +112,28 @@ impl Endpoint {
         self.ca.as_deref()
     }
 
+    /// Whether it speaks TLS; else it is on this machine.
+    pub(crate) const fn is_tls(&self) -> bool {
+        self.is_tls
+    }
+
+    /// Sends a GET and reads the whole answer: its head, and its body of at most `most` bytes.
+    ///
+    /// # Errors
+    /// What went wrong.
+    pub(crate) async fn get(
+        &self,
+        path: &str,
+        most: usize,
+    ) -> io::Result<(http::response::Parts, Bytes)> {
+        let request = Request::get(path)
+            .header(header::HOST, self.authority())
+            .header(header::ACCEPT, "application/json")
+            .body(Full::default())
+            .map_err(io::Error::other)?;
+        self.exchange(request, most).await
+    }
+
     /// Sends a POST and reads the whole answer: its status and body.
     ///
     /// # Errors
@@ -132,27 +155,29 @@ impl Endpoint {
         let request = request
             .body(Full::new(Bytes::copy_from_slice(body)))
             .map_err(io::Error::other)?;
-        match timeout(LONGEST, self.exchange(request)).await {
-            Ok(done) => done,
-            Err(_elapsed) => Err(io::Error::other("no answer within 5 seconds")),
-        }
+        let (head, body) = self.exchange(request, MOST_BYTES).await?;
+        Ok((head.status.as_u16(), Zeroizing::new(body.to_vec())))
     }
 
     async fn exchange(
         &self,
         request: Request<Full<Bytes>>,
-    ) -> io::Result<(u16, Zeroizing<Vec<u8>>)> {
-        let stream = self.connect().await?;
-        if !self.is_tls {
-            return ask(stream, request).await;
+        most: usize,
+    ) -> io::Result<(http::response::Parts, Bytes)> {
+        let exchanged = async {
+            let stream = self.connect().await?;
+            if !self.is_tls {
+                return ask(stream, request, most).await;
+            }
+            let config = client_config(self.ca.as_deref())?;
+            let name = ServerName::try_from(self.host.clone()).map_err(io::Error::other)?;
+            let stream = TlsConnector::from(config).connect(name, stream).await?;
+            ask(stream, request, most).await
+        };
+        match timeout(LONGEST, exchanged).await {
+            Ok(done) => done,
+            Err(_elapsed) => Err(io::Error::other("no answer within 5 seconds")),
         }
-        let config = client_config(self.ca.as_deref())?;
-        let name = ServerName::try_from(self.host.clone()).map_err(io::Error::other)?;
-        ask(
-            TlsConnector::from(config).connect(name, stream).await?,
-            request,
-        )
-        .await
     }
 
     async fn connect(&self) -> io::Result<TcpStream> {
@@ -170,7 +195,8 @@ impl Endpoint {
 async fn ask<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     stream: S,
     request: Request<Full<Bytes>>,
-) -> io::Result<(u16, Zeroizing<Vec<u8>>)> {
+    most: usize,
+) -> io::Result<(http::response::Parts, Bytes)> {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .map_err(io::Error::other)?;
@@ -179,12 +205,12 @@ async fn ask<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
             .send_request(request)
             .await
             .map_err(io::Error::other)?;
-        let status = answer.status().as_u16();
-        let body = Limited::new(answer.into_body(), MOST_BYTES)
+        let (head, body) = answer.into_parts();
+        let body = Limited::new(body, most)
             .collect()
             .await
             .map_err(io::Error::other)?;
-        Ok((status, Zeroizing::new(body.to_bytes().to_vec())))
+        Ok((head, body.to_bytes()))
     };
     let driven = async {
         // Its end is no answer: what was asked ends by itself then.

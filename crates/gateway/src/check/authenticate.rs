@@ -1,35 +1,46 @@
-//! Who calls: one extractor for every header that may carry a key, one look-up, one kind of `Caller`.
+//! Who calls: one extractor for every header that may carry a credential, one kind of `Caller`.
+//!
+//! A key of ours, a foreign one that was imported, a token of an identity provider, and without any of them the
+//! connection's client certificate. What a header says decides alone: a bad key isn't mended by a good certificate.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
+use rules::certificate;
+use rules::chain;
 use rules::key::{self, Digest, KeyFault};
 use rules::limit::Rate;
 use rules::policy::{Policy, effective};
-use rules::refusal::{Refusal, Unfit};
+use rules::refusal::{Refusal, Unadmitted, Unfit, Untrusted};
 use rules::snapshot::{Invalid, Key};
+use rules::token::{self, has_form};
 
 use crate::check::fresh::Looked;
+use crate::check::token::admit;
+use crate::door::accept::Peer;
+use crate::door::handshake::ClientCertificate;
 use crate::settings::Settings;
 use crate::state::Gateway;
 
 /// Headers that may carry a key, beside `Authorization`.
 const BARE: [&str; 2] = ["x-api-key", "api-key"];
 
-/// The longest credential that is looked at, bytes.
+/// The longest key that is looked at, bytes; tokens are longer.
 const LONGEST: usize = 512;
 
-/// A caller whose key is valid now.
+/// A caller whose credential is valid now.
 #[derive(Clone, Debug)]
 pub(crate) struct Caller {
-    /// The key.
+    /// The key; of a caller without one, what stands for it.
     pub(crate) key: Arc<Key>,
-    /// How it showed that.
-    pub(crate) proof: Proof,
+    /// How it showed that; `None` where somebody else vouches for him.
+    pub(crate) proof: Option<Proof>,
     /// What it may do: the narrowest of role, project and key.
     pub(crate) policy: Policy,
+    /// Who he is to whoever vouches for him; `None`: the key is all there is.
+    pub(crate) identity: Option<Arc<chain::Identity>>,
 }
 
 /// What a call began with: looked at again when keys change while it runs.
@@ -41,7 +52,7 @@ pub(crate) struct Proof {
     pub(crate) until: i64,
 }
 
-/// Finds out who calls from `address`.
+/// Finds out who calls.
 ///
 /// # Errors
 /// 401 in all its reasons, 429 when there were too many of them from this address; 503 when the store can't be asked
@@ -50,9 +61,22 @@ pub(crate) async fn authenticate(
     gateway: &Gateway,
     settings: &Settings,
     headers: &HeaderMap,
-    address: IpAddr,
+    peer: &Peer,
 ) -> Result<Caller, Refusal> {
-    let credential = extract(headers)?;
+    let address = peer.address.ip();
+    let certificate = peer.certificate.as_deref();
+    if let Some(certificate) = certificate
+        && !is_current(certificate, gateway.clock.unix_seconds())
+    {
+        // Whatever else he shows: the connection should no longer be there.
+        return Err(Refusal::ExpiredCertificate);
+    }
+    let credential = match (extract(headers), certificate) {
+        (Err(Refusal::NoCredential), Some(certificate)) => {
+            return by_certificate(gateway, settings, certificate, address);
+        }
+        (extracted, _) => extracted?,
+    };
     // Foreign keys have forms of their own; only a damaged one of ours is told from its form.
     let form = key::check(credential);
     let digest = gateway.pepper.digest(credential);
@@ -75,6 +99,18 @@ pub(crate) async fn authenticate(
     if first.is_ok() {
         return first;
     }
+    let is_unknown = matches!(first, Err(Refusal::UnknownKey(Unfit::Unknown)));
+    // A good token is served wherever it comes from: to see that it is good takes no look at the store.
+    let token = if is_unknown && !settings.issuers.is_empty() {
+        by_token(gateway, settings, (credential, &digest), address).await
+    } else {
+        None
+    };
+    if let Some(judged) = &token
+        && !is_guess(judged)
+    {
+        return judged.clone();
+    }
     // From here on it costs: a look at the store, or a guess more. An address may do that so often.
     let rate = Rate::per_minute(settings.failed_credentials_per_minute);
     let now = gateway.clock.unix_ns();
@@ -82,16 +118,28 @@ pub(crate) async fn authenticate(
         .failures
         .look(address, rate, now)
         .map_err(|retry| Refusal::FailedCredentials { retry })?;
-    let last = match first {
-        Err(Refusal::UnknownKey(Unfit::Unknown)) => {
-            again(gateway, settings, form.is_ok(), &digest, address).await
-        }
-        known => known,
+    let last = match token {
+        Some(judged) => judged,
+        None if is_unknown => again(gateway, settings, form.is_ok(), &digest, address).await,
+        None => first,
     };
-    if !matches!(last, Ok(_) | Err(Refusal::KeysUnavailable)) {
+    if is_guess(&last) {
         gateway.failures.count(address, rate, now);
     }
     last
+}
+
+/// Whether a credential was judged and found bad: not where nobody can tell, or only the role is missing.
+const fn is_guess(judged: &Result<Caller, Refusal>) -> bool {
+    !matches!(
+        judged,
+        Ok(_)
+            | Err(Refusal::KeysUnavailable
+                | Refusal::IssuerUnavailable
+                | Refusal::NotAdmitted(_)
+                | Refusal::Busy
+                | Refusal::Internal)
+    )
 }
 
 /// A key that nobody knows may have been made on another node a moment ago. Only what has our form is worth a look at
@@ -117,6 +165,65 @@ async fn again(
     }
 }
 
+/// Its time, which TLS looked at when the connection began.
+const fn is_current(certificate: &ClientCertificate, now: i64) -> bool {
+    certificate.read.not_before <= now && now <= certificate.read.not_after
+}
+
+/// Who calls with nothing but the connection's client certificate.
+fn by_certificate(
+    gateway: &Gateway,
+    settings: &Settings,
+    certificate: &ClientCertificate,
+    address: IpAddr,
+) -> Result<Caller, Refusal> {
+    // The store says what projects narrow.
+    if gateway.freshness.is_stale(settings.max_stale) {
+        return Err(Refusal::KeysUnavailable);
+    }
+    let found = certificate::first(&settings.client_certificates, &certificate.read.names);
+    let (rule, name) = found.ok_or(Refusal::NotAdmitted(Unadmitted::NoRole))?;
+    let key = Arc::new(Key {
+        id: gateway.pepper.caller_id(&["certificate", name]),
+        name: name.into(),
+        role: Arc::clone(&rule.role),
+        project: rule.project.clone(),
+        not_before: None,
+        expires_at: None,
+        revoked: false,
+        own: None,
+    });
+    let identity = Arc::new(chain::Identity {
+        certificate: Some(name.to_owned()),
+        fingerprint: Some(certificate.fingerprint.clone()),
+        ..chain::Identity::default()
+    });
+    Caller::vouched_for(gateway, settings, &key, identity, address).map_err(Refusal::NotAdmitted)
+}
+
+/// Who calls with a token. `None`: it isn't one.
+async fn by_token(
+    gateway: &Gateway,
+    settings: &Settings,
+    (credential, digest): (&str, &Digest),
+    address: IpAddr,
+) -> Option<Result<Caller, Refusal>> {
+    if !has_form(credential) {
+        return None;
+    }
+    // The store says what projects narrow.
+    if gateway.freshness.is_stale(settings.max_stale) {
+        return Some(Err(Refusal::KeysUnavailable));
+    }
+    let admitted = admit(gateway, settings, (credential, digest), address).await?;
+    let unknown = matches!(admitted, Err(Refusal::BadToken(Untrusted::UnknownIssuer)));
+    if unknown && gateway.freshness.is_lost() {
+        // It may be a key that was imported a moment ago on another node.
+        return Some(Err(Refusal::KeysUnavailable));
+    }
+    Some(admitted)
+}
+
 /// What the keys in memory say.
 fn judge(
     gateway: &Gateway,
@@ -140,10 +247,11 @@ fn judge(
     Ok(Caller {
         policy: effective(role, project, key.own.as_deref()),
         key: Arc::clone(key),
-        proof: Proof {
+        proof: Some(Proof {
             digest: secret.digest,
             until: secret.until,
-        },
+        }),
+        identity: None,
     })
 }
 
@@ -182,12 +290,13 @@ fn bearer(value: &[u8]) -> Option<&str> {
 
 /// A `token68` (RFC 9110 section 11.2), blanks around it aside.
 fn token(value: &[u8]) -> Option<&str> {
-    let token = value.trim_ascii();
+    let text = value.trim_ascii();
     let legal = |b: &u8| b.is_ascii_alphanumeric() || b"-._~+/=:".contains(b);
-    if token.is_empty() || token.len() > LONGEST || !token.iter().all(legal) {
+    if text.is_empty() || text.len() > token::LONGEST || !text.iter().all(legal) {
         return None;
     }
-    std::str::from_utf8(token).ok()
+    let text = std::str::from_utf8(text).ok()?;
+    (text.len() <= LONGEST || has_form(text)).then_some(text)
 }
 
 #[cfg(test)]
@@ -252,5 +361,20 @@ mod tests {
             );
         }
         assert_eq!(extracted(&[]), Err(Refusal::NoCredential));
+    }
+
+    #[test]
+    fn tokens_may_be_longer_than_keys_and_have_a_limit_of_their_own() {
+        let value = |length: usize, dots: bool| {
+            let text = if dots {
+                format!("a.b.{}", "c".repeat(length - 4))
+            } else {
+                "c".repeat(length)
+            };
+            token(text.as_bytes()).map(str::len)
+        };
+        assert_eq!((value(512, false), value(513, false)), (Some(512), None));
+        assert_eq!(value(token::LONGEST, true), Some(token::LONGEST));
+        assert_eq!(value(token::LONGEST + 1, true), None);
     }
 }

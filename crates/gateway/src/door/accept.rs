@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::deliver::relay::Relay;
-use crate::door::handshake::{Secured, shake};
+use crate::door::handshake::{ClientCertificate, Secured, shake};
 use crate::settings::OnRevoke;
 use crate::state::Gateway;
 use crate::upstream::client::Pool;
@@ -66,6 +66,15 @@ impl Core {
             stream.is_some()
         });
     }
+}
+
+/// Who is on the other side of a connection.
+#[derive(Clone, Debug)]
+pub(crate) struct Peer {
+    /// Where from.
+    pub(crate) address: SocketAddr,
+    /// What he showed in the handshake.
+    pub(crate) certificate: Option<Arc<ClientCertificate>>,
 }
 
 /// Whether the server goes on.
@@ -132,6 +141,10 @@ async fn serve(core: Rc<Core>, stream: TcpStream, peer: SocketAddr, phase: watch
     let Some(secured) = shake(stream, tls).await else {
         return;
     };
+    let peer = Peer {
+        address: peer,
+        certificate: secured.client.clone(),
+    };
     if secured.h2 {
         serve_h2(core, secured, peer, phase).await;
     } else {
@@ -139,15 +152,10 @@ async fn serve(core: Rc<Core>, stream: TcpStream, peer: SocketAddr, phase: watch
     }
 }
 
-async fn serve_h1(
-    core: Rc<Core>,
-    secured: Secured,
-    peer: SocketAddr,
-    mut phase: watch::Receiver<Phase>,
-) {
+async fn serve_h1(core: Rc<Core>, secured: Secured, peer: Peer, mut phase: watch::Receiver<Phase>) {
     let service = service_fn(move |request| {
-        let core = Rc::clone(&core);
-        async move { Ok::<_, std::convert::Infallible>(way::walk(&core, peer, request).await) }
+        let (core, peer) = (Rc::clone(&core), peer.clone());
+        async move { Ok::<_, std::convert::Infallible>(way::walk(&core, &peer, request).await) }
     });
     let mut connection = std::pin::pin!(
         hyper::server::conn::http1::Builder::new()
@@ -166,15 +174,10 @@ async fn serve_h1(
     }
 }
 
-async fn serve_h2(
-    core: Rc<Core>,
-    secured: Secured,
-    peer: SocketAddr,
-    mut phase: watch::Receiver<Phase>,
-) {
+async fn serve_h2(core: Rc<Core>, secured: Secured, peer: Peer, mut phase: watch::Receiver<Phase>) {
     let service = service_fn(move |request| {
-        let core = Rc::clone(&core);
-        async move { Ok::<_, std::convert::Infallible>(way::walk(&core, peer, request).await) }
+        let (core, peer) = (Rc::clone(&core), peer.clone());
+        async move { Ok::<_, std::convert::Infallible>(way::walk(&core, &peer, request).await) }
     });
     let mut connection = std::pin::pin!(
         hyper::server::conn::http2::Builder::new(Local)

@@ -1,7 +1,8 @@
 //! Limits of one node, in memory: a few buckets a key, in shards, each decision under one short lock.
 //!
-//! Keyed by the ids of valid keys only, so outsiders can't make it grow. Decisions are `rules::limit`'s; this file
-//! keeps the buckets. Rebuilt at start from the audit chain.
+//! Keyed by the ids of callers whose credential is valid only, so outsiders can't make it grow; and before it grows,
+//! meters that are as good as new are forgotten, so that it holds those who called lately, however many subjects an
+//! issuer has. Decisions are `rules::limit`'s; this file keeps the buckets. Rebuilt at start from the audit chain.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -36,6 +37,17 @@ struct Meter {
     running: u32,
     arriving: u32,
     body_bytes: u64,
+}
+
+impl Meter {
+    /// Whether nothing is held and every bucket is full again.
+    const fn is_new(&self, now: u64) -> bool {
+        self.running == 0
+            && self.arriving == 0
+            && self.body_bytes == 0
+            && self.calls.is_full(now)
+            && self.refusals.is_full(now)
+    }
 }
 
 /// A place among a key's concurrent calls; given back on drop.
@@ -110,6 +122,7 @@ impl Memory {
     /// The rate of calls, or of refused calls, is used up.
     pub(crate) fn look(&self, key: KeyId, policy: &Policy, now: u64) -> Result<Standing, Refusal> {
         let rate = Rate::per_minute(policy.requests_per_minute);
+        make_room(self.shard(key), key, now);
         with(self.shard(key), key, |meter| {
             let refusals = meter.refusals.look(now, refusal_rate(policy));
             if refusals.remaining == 0 {
@@ -236,6 +249,20 @@ fn with<T>(
     decide(meters.entry(key).or_default())
 }
 
+/// Forgets meters that say nothing any more, if the table is full and this key isn't in it. A table that stays more
+/// than half full doubles, so that walks over it stay rare.
+fn make_room(shard: &Mutex<HashMap<KeyId, Meter>>, key: KeyId, now: u64) {
+    let mut meters = shard.lock().unwrap_or_else(PoisonError::into_inner);
+    if meters.len() < meters.capacity() || meters.contains_key(&key) {
+        return;
+    }
+    meters.retain(|_, meter| !meter.is_new(now));
+    let kept = meters.len();
+    if kept > meters.capacity() / 2 {
+        meters.reserve(kept);
+    }
+}
+
 fn refusal_rate(policy: &Policy) -> Rate {
     Rate::per_minute(
         policy
@@ -310,11 +337,35 @@ mod tests {
     }
 
     #[test]
+    fn callers_that_come_once_leave_little_behind_and_who_holds_something_stays() {
+        let (memory, (first, policy)) = (Memory::default(), user());
+        let pepper = rules::key::Pepper::new(&[7; 32]);
+        let held = memory.reserve(first, &policy, S).unwrap();
+        // A thousand a minute, each with one call: a bucket of ten a minute is full again after six seconds.
+        for n in 0..200_000_u64 {
+            let (key, now) = (pepper.caller_id(&[&n.to_string()]), S + n * 60_000_000);
+            memory.look(key, &policy, now).unwrap();
+            drop(memory.reserve(key, &policy, now).unwrap());
+        }
+        let kept: usize = memory
+            .shards
+            .iter()
+            .map(|shard| shard.0.lock().unwrap().len())
+            .sum();
+        assert!(kept < 1000, "{kept}");
+        let first_is_there = with(memory.shard(first), first, |meter| meter.running);
+        assert_eq!(first_is_there, 1);
+        drop(held);
+    }
+
+    #[test]
     fn a_rebuilt_limiter_still_refuses_who_had_used_up_his_minute() {
         let (memory, (key, policy)) = (Memory::default(), user());
         let mut past: Vec<_> = (0..10_u64)
             .map(|i| PastCall {
                 key: key.to_string(),
+                role: None,
+                project: None,
                 taken_ns: 100 * S + i,
             })
             .collect();

@@ -49,7 +49,7 @@ pub(crate) struct Account {
     started_ns: u64,
     address: IpAddr,
     key: Arc<Key>,
-    proof: Proof,
+    proof: Option<Proof>,
     endpoint: &'static Endpoint,
     /// Public name of the model, once known.
     pub(crate) model: Option<Arc<str>>,
@@ -62,6 +62,8 @@ pub(crate) struct Account {
     taken_ns: Option<u64>,
     /// The caller's policy: a call that ends before it counted counts as refused.
     pub(crate) policy: Option<Policy>,
+    /// Who the caller is to whoever vouches for him.
+    pub(crate) identity: Option<Arc<chain::Identity>>,
     /// What the upstream did.
     pub(crate) seen: Seen,
     /// The replica that had it last.
@@ -109,6 +111,7 @@ impl Account {
             reserved: Tokens::default(),
             taken_ns: None,
             policy: Some(caller.policy.clone()),
+            identity: caller.identity.clone(),
             seen: Seen::default(),
             replica: None,
             attempts: 0,
@@ -178,7 +181,14 @@ impl Account {
     /// Why the key that the call began with was taken back since, if it was.
     pub(crate) fn taken_back(&self) -> Option<Unfit> {
         let (keys, now) = (self.gateway.keys.load(), self.gateway.clock.unix_seconds());
-        keys.taken_back(&self.proof.digest, self.proof.until, now)
+        if let Some(proof) = &self.proof {
+            return keys.taken_back(&proof.digest, proof.until, now);
+        }
+        // Whoever is vouched for has nothing of ours but his project.
+        let project = keys.project(self.key.project.as_ref()?);
+        project
+            .is_none_or(|project| !project.enabled)
+            .then_some(Unfit::ProjectDisabled)
     }
 
     /// Milliseconds since the request arrived.
@@ -250,6 +260,7 @@ impl Account {
             source_ip: Some(self.address.to_canonical().to_string()),
             user_id: Some(self.key.id.to_string()),
             role: Some(self.key.role.to_string()),
+            identity: self.identity.as_deref().cloned(),
             status: Some(status),
             path: Some(self.endpoint.path.to_owned()),
             request_id: Some(self.id.to_string()),

@@ -171,6 +171,7 @@ pub(crate) fn blank(timestamp: String, action: &str, outcome: &str) -> Record {
         source_ip: None,
         user_id: None,
         role: None,
+        identity: None,
         status: None,
         path: None,
         request_id: None,

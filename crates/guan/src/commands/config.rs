@@ -16,6 +16,8 @@ use crate::config::units::{write_duration, write_size};
 use crate::config::{self, Config, Fsync, Glance, Place};
 use crate::supervisor::unix_seconds;
 
+mod identity;
+
 /// Look at the config file.
 #[derive(Debug, Args)]
 pub(super) struct ConfigArgs {
@@ -117,9 +119,11 @@ fn render(config: &Config) -> String {
         Fsync::Interval => "interval",
         Fsync::Each => "each",
     };
+    let mut client_auth = String::new();
+    identity::render_client_auth(&mut client_auth, config);
     let head = format!(
         "[server]\nlisten = {}\nnames = {names}\nmax_body = {}\nbody_budget = {}\ncommit_after = {}\ncomment_every = {}\non_revoke = \"{}\"\nfailed_credentials_per_minute = {}\n\n\
-         [tls]\nmode = \"self-signed\"\n\n[admin]\nlisten = {}\n\n[store]\nurl = {}\nmax_stale = {}\n\n[audit]\nfsync = \"{fsync}\"\n",
+         [tls]\nmode = \"self-signed\"\n{client_auth}\n[admin]\nlisten = {}\n\n[store]\nurl = {}\nmax_stale = {}\n\n[audit]\nfsync = \"{fsync}\"\n",
         text(&config.listen.to_string()),
         text(&write_size(settings.max_body)),
         text(&write_size(settings.body_budget)),
@@ -169,6 +173,7 @@ fn render(config: &Config) -> String {
             None => writeln!(out, "# concurrent_requests: no limit").ok(),
         };
     }
+    identity::render_identity(&mut out, config);
     for model in settings.models.values() {
         render_model(&mut out, model, config);
     }

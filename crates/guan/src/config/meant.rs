@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use control::identity::oidc::Source;
 use control::seal::Kms;
 use control::store::Target;
 use gateway::settings::{self, Model, Settings};
@@ -21,10 +22,14 @@ use super::{Place, Seat, nearest, written};
 use crate::token::Reach;
 
 mod admin;
+mod clients;
+mod issuers;
 pub(crate) mod kms;
 mod models;
 mod server;
 pub(crate) mod store;
+
+pub(crate) use clients::ClientAuth;
 
 /// Everything that `guan.toml` says.
 #[derive(Clone, Debug)]
@@ -37,6 +42,10 @@ pub(crate) struct Config {
     pub(crate) names: Vec<String>,
     /// What the gateway runs by.
     pub(crate) settings: Settings,
+    /// Where the keys of its issuers are.
+    pub(crate) sources: Vec<Source>,
+    /// Whose clients may show a certificate.
+    pub(crate) client_auth: Option<ClientAuth>,
     /// The workers that the supervisor runs.
     pub(crate) engines: Vec<EngineSpec>,
     /// Where keys, projects and usage are kept.
@@ -131,7 +140,7 @@ pub(super) fn convert(file: written::File, place: &Place<'_>) -> Result<Config, 
     judge.word(
         &top.key("tls"),
         "mode",
-        &one_of(file.tls.mode, "self-signed"),
+        &one_of(file.tls.mode.clone(), "self-signed"),
         &["self-signed"],
     );
     let admin = judge.admin(&top.key("admin"), &file.admin, server.listen);
@@ -149,6 +158,8 @@ pub(super) fn convert(file: written::File, place: &Place<'_>) -> Result<Config, 
     let mirror = judge.mirror(&top.key("hub"), file.hub.mirror);
     let (models, engines) = models::convert(&mut judge, file.models, place);
     let roles = judge.roles(file.roles, &models);
+    let (issuers, sources) = issuers::convert(&mut judge, file.issuers, &roles, place.data);
+    let clients = judge.clients(&file.tls, file.client_certificates, &roles, place.data);
     if !judge.problems.is_empty() {
         return Err(judge.problems);
     }
@@ -165,8 +176,12 @@ pub(super) fn convert(file: written::File, place: &Place<'_>) -> Result<Config, 
             failed_credentials_per_minute: server.failed_credentials_per_minute,
             max_stale,
             roles,
+            issuers,
+            client_certificates: clients.rules,
             models,
         },
+        sources,
+        client_auth: clients.auth,
         engines,
         store,
         kms,

@@ -10,7 +10,7 @@ use wire::openai::{Dialect, UnknownFields};
 
 use super::*;
 
-fn read_with(
+pub(super) fn read_with(
     text: &str,
     data: &Path,
     env: &dyn Fn(&str) -> Option<String>,
@@ -25,7 +25,7 @@ fn read_with(
     check(text, &place).map_err(|faults| faults.to_string())
 }
 
-fn read(text: &str) -> Result<Config, String> {
+pub(super) fn read(text: &str) -> Result<Config, String> {
     read_with(text, Path::new("/data"), &|_| None)
 }
 
@@ -270,7 +270,7 @@ fn a15_an_unknown_table_is_refused() {
     assert_eq!(
         refused("[metrics]\nlisten = \"127.0.0.1:8445\"\n"),
         [
-            "guan.toml:1: unknown table [metrics]; known are server, tls, admin, store, kms, audit, hub, roles, models"
+            "guan.toml:1: unknown table [metrics]; known are server, tls, admin, store, kms, audit, hub, roles, issuers, client_certificates, models"
         ]
     );
 }
@@ -342,7 +342,7 @@ fn each_bad_value_is_refused_in_its_own_words() {
         ),
         (
             "x = 1",
-            "guan.toml:1: unknown key \"x\"; known are server, tls, admin, store, kms, audit, hub, roles, models",
+            "guan.toml:1: unknown key \"x\"; known are server, tls, admin, store, kms, audit, hub, roles, issuers, client_certificates, models",
         ),
         (
             "server = 5",

@@ -21,6 +21,8 @@ pub(super) struct File {
     pub(super) audit: Audit,
     pub(super) hub: Hub,
     pub(super) roles: BTreeMap<String, Role>,
+    pub(super) issuers: Vec<Issuer>,
+    pub(super) client_certificates: Vec<ClientCertificate>,
     pub(super) models: Vec<Model>,
 }
 
@@ -43,6 +45,8 @@ pub(super) struct Server {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Tls {
     pub(super) mode: Option<String>,
+    pub(super) client_ca: Option<String>,
+    pub(super) client_auth: Option<String>,
 }
 
 /// `[admin]`: where the admin API listens.
@@ -112,6 +116,42 @@ pub(super) struct Role {
     pub(super) max_choices: Option<i64>,
     pub(super) rotate_after: Option<Span>,
     pub(super) weight: Option<i64>,
+}
+
+/// `[[issuers]]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Issuer {
+    pub(super) issuer: Option<String>,
+    pub(super) audience: Vec<String>,
+    pub(super) algorithms: Option<Vec<String>>,
+    pub(super) jwks_url: Option<String>,
+    pub(super) ca: Option<String>,
+    pub(super) subject_claim: Option<String>,
+    pub(super) project_claim: Option<String>,
+    pub(super) leeway: Option<Span>,
+    pub(super) max_age: Option<Span>,
+    pub(super) jwks_max_stale: Option<Span>,
+    pub(super) map: Vec<IssuerMap>,
+}
+
+/// `[[issuers.map]]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct IssuerMap {
+    pub(super) claim: Option<String>,
+    pub(super) has: Option<String>,
+    pub(super) role: Option<String>,
+    pub(super) project: Option<String>,
+}
+
+/// `[[client_certificates]]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct ClientCertificate {
+    pub(super) san: Option<String>,
+    pub(super) role: Option<String>,
+    pub(super) project: Option<String>,
 }
 
 /// `[[models]]`.

@@ -80,6 +80,7 @@ impl House {
         let next = asked.next;
         self.gateway.take_up(next.settings.clone());
         self.in_force.store(Arc::new(InForce::of(&next)));
+        self.issuers.send_replace(next.sources.clone());
         *config = next;
         self.gateway.config_stale.store(false, Ordering::Relaxed);
         ToSupervisor::Applied
@@ -142,6 +143,9 @@ fn only_at_start(old: &Config, new: &Config) -> Option<&'static str> {
     }
     if old.store != new.store {
         return Some("[store] has changed: restart `guan serve` to use it");
+    }
+    if old.client_auth != new.client_auth {
+        return Some("[tls] client_ca or client_auth has changed: restart `guan serve` to use it");
     }
     if old.audit_fsync != new.audit_fsync {
         return Some("[audit] fsync has changed: restart `guan serve` to use it");

@@ -9,7 +9,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use control::certificates::keeper::{Keeper, Pair};
 use control::secrets::Secrets;
-use gateway::door::handshake::server_config;
+use gateway::door::handshake::{Clients, server_config};
 use gateway::state::Gateway;
 use rules::chain::Entry;
 use tokio::sync::mpsc;
@@ -33,15 +33,19 @@ pub(super) fn keeper(
 }
 
 /// What TLS runs by with a pair, and the certificate to publish, if it is one of ours.
-pub(super) fn taken_up(pair: Pair) -> Result<(rustls::ServerConfig, Option<String>), Reason> {
-    Ok((server_config(pair.chain, pair.key)?, pair.published))
+pub(super) fn taken_up(
+    pair: Pair,
+    clients: Option<&Clients>,
+) -> Result<(rustls::ServerConfig, Option<String>), Reason> {
+    let config = server_config(pair.chain, pair.key, clients)?;
+    Ok((config, pair.published))
 }
 
 /// Starts what looks after the key service and the certificate; both end with this process's local set. Gives the
 /// certificates that are made from now on, for the supervisor to publish.
 pub(super) fn look_after(
     secrets: &Secrets,
-    keeper: Keeper,
+    certificates: (Keeper, Option<Clients>),
     gateway: &Arc<Gateway>,
     in_force: &Arc<ArcSwap<InForce>>,
 ) -> mpsc::Receiver<String> {
@@ -53,14 +57,17 @@ pub(super) fn look_after(
     let (publish, renewals) = mpsc::channel(1);
     let (gateway, in_force) = (Arc::clone(gateway), Arc::clone(in_force));
     drop(tokio::task::spawn_local(keep(
-        keeper, gateway, in_force, publish,
+        certificates,
+        gateway,
+        in_force,
+        publish,
     )));
     renewals
 }
 
 /// Looks each day whether the certificate ends soon; a new one is served at once, and told to whoever publishes it.
 async fn keep(
-    keeper: Keeper,
+    (keeper, clients): (Keeper, Option<Clients>),
     gateway: Arc<Gateway>,
     in_force: Arc<ArcSwap<InForce>>,
     publish: mpsc::Sender<String>,
@@ -74,7 +81,7 @@ async fn keep(
                 pause = DAY;
                 continue;
             }
-            Ok(Some(pair)) => taken_up(pair),
+            Ok(Some(pair)) => taken_up(pair, clients.as_ref()),
             Err(fault) => Err(fault.into()),
         };
         match made {

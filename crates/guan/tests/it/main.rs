@@ -2,7 +2,9 @@
 
 mod admin;
 mod answers;
+mod certificates;
 mod field_cases;
+mod issuers;
 mod keys;
 mod line;
 mod model_pull;
