@@ -292,7 +292,7 @@ CREATE TABLE once (
     PRIMARY KEY (actor, idempotency_key)
 );
 CREATE INDEX once_by_age ON once (taken_at);
-UPDATE guan_schema SET version = 3;
+UPDATE guan_schema SET version = 4;
 ",
 ];
 

@@ -25,8 +25,8 @@ fn trusting(issuer: &Issuer) -> String {
 
 /// In front of an upstream, for callers who fail more often than most may.
 fn patient(upstream: &Upstream) -> String {
-    let more = "failed_credentials_per_minute = 100000\n\n[[models]]";
-    in_front_of(&upstream.url()).replacen("\n[[models]]", more, 1)
+    let patience = "[server]\nfailed_credentials_per_minute = 100000";
+    in_front_of(&upstream.url()).replacen("[server]", patience, 1)
 }
 
 fn start(upstream: &Upstream, more: &str) -> Guan {
