@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use rules::chain::Record;
+use rules::key::KeyId;
 
 use crate::store::AdminRow;
 
@@ -35,11 +36,16 @@ impl Actor {
     /// Whoever holds an admin token, and where he connects from.
     pub(crate) fn token(row: &AdminRow, address: IpAddr) -> Self {
         Self {
-            id: format!("admin:{}", row.id),
+            id: Self::id_of_token(row.id),
             address: Some(address.to_canonical()),
             roles: row.roles.clone().map(Into::into),
             until: row.expires_at,
         }
+    }
+
+    /// The name of whoever holds the token of this id.
+    pub(crate) fn id_of_token(id: KeyId) -> String {
+        format!("admin:{id}")
     }
 
     /// His name: `local:UID` or `admin:ID`.

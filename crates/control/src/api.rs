@@ -155,7 +155,7 @@ impl ApiFault {
 
     fn body(cause: &BytesRejection) -> Self {
         let message = if cause.status() == StatusCode::PAYLOAD_TOO_LARGE {
-            format!("the body is larger than {MOST_BODY_BYTES} bytes")
+            "the body is larger than this route takes: 64 KiB, 8 MiB for an import".to_owned()
         } else {
             "the body didn't arrive whole".to_owned()
         };
@@ -193,6 +193,7 @@ impl From<KeysFault> for ApiFault {
             KeysFault::Own { what, .. } => (StatusCode::BAD_REQUEST, Some(*what)),
             KeysFault::NoAdmin(_) => (StatusCode::NOT_FOUND, Some("id")),
             KeysFault::NotYours { .. } => (StatusCode::FORBIDDEN, Some("role")),
+            KeysFault::NotAll { .. } => (StatusCode::FORBIDDEN, None),
             KeysFault::Changed => (StatusCode::PRECONDITION_FAILED, Some("If-Match")),
             KeysFault::Overlap => (StatusCode::BAD_REQUEST, Some("overlap_seconds")),
             KeysFault::Import { .. } => (StatusCode::BAD_REQUEST, Some("list")),
@@ -228,7 +229,7 @@ impl From<KeysFault> for ApiFault {
         };
         let code = match &fault {
             KeysFault::Changed => Some("precondition_failed"),
-            KeysFault::NotYours { .. } => Some("insufficient_right"),
+            KeysFault::NotYours { .. } | KeysFault::NotAll { .. } => Some("insufficient_right"),
             _ => None,
         };
         Self {
@@ -249,7 +250,7 @@ impl From<SecretsFault> for ApiFault {
                 KeysFault::Store(inner).into()
             }
             SecretsFault::Audit(inner) => KeysFault::Audit(inner).into(),
-            // What the provider says is for the one who acts: he is root or the server's own user.
+            // What the provider says is for the one who acts: an owner.
             SecretsFault::Seal(_) => Self::new(StatusCode::SERVICE_UNAVAILABLE, fault.to_string()),
         }
     }

@@ -1,7 +1,7 @@
 //! Issuers of tokens: when their keys are fetched, and what is published of them.
 //!
 //! Decides only when: before what was fetched grows old, soon again after a failure, and when a request shows a token
-//! of a key that nobody knows, which at most once a minute and issuer brings a look. Keys that were fetched stay
+//! of a key that nobody knows; questions that come soon after a look wait for the next, which is seconds away. Keys that were fetched stay
 //! published while their issuer is away; how long they are good is the gateway's to judge. Whether a token is good is
 //! `rules::token`'s business. Called by the wiring; the gateway asks through a channel that the wiring joins.
 
@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rules::token::Looked;
 use rules::token::key_set::KeySet;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -18,9 +19,8 @@ use tokio::time::{Instant, sleep_until};
 
 use oidc::{Fetched, IssuerFault, Source};
 
-/// A request's question: has this issuer new keys? `true`: what is published was fetched after the question, or less
-/// than a minute before; `false`: the issuer can't be asked.
-pub type Question = (Arc<str>, oneshot::Sender<bool>);
+/// A request's question: has this issuer new keys?
+pub type Question = (Arc<str>, oneshot::Sender<Looked>);
 
 /// Keeps the keys of all issuers young. `publish` is given an issuer's keys after each fetch, or `None` when they no
 /// longer count.
@@ -61,7 +61,7 @@ pub async fn follow(
                     Some(one) => one.asked(answer, &mut fetching),
                     // The config file has just lost it. Who has left needs no answer.
                     None => {
-                        let _gone = answer.send(false);
+                        let _gone = answer.send(Looked::Away);
                     }
                 }
             }
@@ -83,9 +83,10 @@ struct Watched {
     is_fetching: bool,
     is_healthy: bool,
     failures: u32,
-    /// When a question last brought a look.
-    last_asked: Option<Instant>,
-    waiting: Vec<oneshot::Sender<bool>>,
+    /// When the last look that somebody waited for began.
+    asked: Option<Instant>,
+    /// Who waits for the next look's end, or for that of the one that runs, and what it is to him if it goes well.
+    waiting: Vec<(oneshot::Sender<Looked>, Looked)>,
 }
 
 struct Done {
@@ -122,33 +123,47 @@ impl Watched {
             is_fetching: false,
             is_healthy: true,
             failures: 0,
-            last_asked: None,
+            asked: None,
             waiting: Vec::new(),
         }
     }
 
     fn fetch(&mut self, fetching: &mut JoinSet<Done>) {
         self.is_fetching = true;
+        if !self.waiting.is_empty() {
+            self.asked = Some(Instant::now());
+        }
         let source = self.source.clone();
         let _handle = fetching.spawn(async move {
-            let result = source.fetch().await;
+            let one = source.clone();
+            // A panic in it is that look's end, not the issuer's.
+            let result = tokio::spawn(async move { one.fetch().await }).await;
+            let result = result.unwrap_or(Err(IssuerFault::Ours));
             Done { source, result }
         });
     }
 
-    /// Waits for a fetch that runs; brings one if none was brought lately; else what is known is all there is.
-    fn asked(&mut self, answer: oneshot::Sender<bool>, fetching: &mut JoinSet<Done>) {
-        let lately = self
-            .last_asked
-            .is_some_and(|last| last.elapsed() < BETWEEN_QUESTIONS);
-        if self.waiting.len() >= MOST_WAITING || (!self.is_fetching && lately) {
-            let _gone = answer.send(self.is_healthy && self.keys.is_some());
+    /// Waits for a fetch that runs, else for one to come: at once, unless the last began a moment ago.
+    fn asked(&mut self, answer: oneshot::Sender<Looked>, fetching: &mut JoinSet<Done>) {
+        self.waiting.retain(|(one, _)| !one.is_closed());
+        if self.waiting.len() >= MOST_WAITING {
+            // Dropped unanswered: too many ask.
             return;
         }
-        self.waiting.push(answer);
-        if !self.is_fetching {
-            self.last_asked = Some(Instant::now());
-            self.fetch(fetching);
+        if self.is_fetching {
+            self.waiting.push((answer, Looked::Joined));
+            return;
+        }
+        let soonest = self.asked.and_then(|at| at.checked_add(BETWEEN_LOOKS));
+        let is_soon = soonest.filter(|at| *at > Instant::now());
+        if is_soon.is_some() && !self.is_healthy {
+            let _gone = answer.send(Looked::Away);
+            return;
+        }
+        self.waiting.push((answer, Looked::Fresh));
+        match is_soon {
+            Some(at) => self.next = self.next.min(at),
+            None => self.fetch(fetching),
         }
     }
 
@@ -180,7 +195,9 @@ impl Watched {
                 if !was_healthy {
                     tracing::info!(issuer, "the issuer answers again");
                 }
-                fetched.good_for.mul_f64(portion(0.8, 0.95))
+                // Twice in the time that they are good for, so that one look may fail.
+                let half = self.source.max_stale() / 2;
+                fetched.good_for.min(half).mul_f64(portion(0.8, 0.95))
             }
             Err(fault) => {
                 if was_healthy {
@@ -195,9 +212,10 @@ impl Watched {
         self.next = Instant::now()
             .checked_add(wait)
             .unwrap_or_else(Instant::now);
-        for answer in self.waiting.drain(..) {
+        for (answer, good) in self.waiting.drain(..) {
+            let looked = if self.is_healthy { good } else { Looked::Away };
             // Who has left needs no answer.
-            let _gone = answer.send(self.is_healthy);
+            let _gone = answer.send(looked);
         }
     }
 }
@@ -211,8 +229,8 @@ fn portion(from: f64, to: f64) -> f64 {
     from + (to - from) * f64::from(byte) / 255.0
 }
 
-/// Between two looks at one issuer that questions bring.
-const BETWEEN_QUESTIONS: Duration = Duration::from_secs(60);
+/// Between the beginnings of two looks at one issuer that questions bring, however many ask.
+const BETWEEN_LOOKS: Duration = Duration::from_secs(5);
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = Duration::from_secs(60);
 /// Requests that may wait for one issuer's look.

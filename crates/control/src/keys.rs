@@ -13,6 +13,7 @@ use std::fmt;
 
 use aws_lc_rs::rand;
 use rules::chain::{Entry, Record};
+use rules::ident;
 use rules::key::{Digest, KeyId, Minted, Pepper, mint, mint_again};
 use rules::policy::{Own, Said, explain};
 use rules::snapshot::Roles;
@@ -27,9 +28,10 @@ use crate::publish::Publisher;
 use crate::store::{Pending, Store, StoreFault};
 
 pub use crate::store::{AdminRow, KeyRow, ProjectRow, Right, SecretRow};
+pub(crate) use admins::Refused;
 pub use admins::{CreatedAdmin, NewAdmin};
 pub(crate) use change::time;
-pub use change::{Expected, KeyChange, ProjectChange};
+pub use change::{Expected, KeyChange, Members, ProjectChange};
 pub use import::{Foreign, ForeignKey, Imported, read_list};
 pub use projects::NewProject;
 
@@ -174,6 +176,12 @@ pub enum KeysFault {
     /// No admin token of that id.
     #[error("there is no admin token {0}. See `guan admin list`")]
     NoAdmin(String),
+    /// Whoever asks looks after keys of some roles only, and a project bears on all.
+    #[error("a project bears on keys of every role, and your token is only for: {may}")]
+    NotAll {
+        /// Those that it reaches, with commas.
+        may: String,
+    },
     /// Whoever asks may not look after keys of this role.
     #[error("your token doesn't reach keys of the role {0:?}; it is for: {1}", .role, .may)]
     NotYours {
@@ -240,7 +248,7 @@ impl Keys {
         }
     }
 
-    /// Makes a key. `roles` are those of the config file; `actor` is who asks (`local:UID`).
+    /// Makes a key. `roles` are those of the config file; `actor` is who asks.
     ///
     /// # Errors
     /// [`KeysFault`]; then no key was made.
@@ -387,11 +395,13 @@ impl Keys {
         reaches(actor, &row.role)?;
         let id = row.id;
         let now = clock::seconds((self.clock)());
-        let (row, first) = self
-            .store
-            .revoke(id, now)
-            .await?
-            .ok_or_else(|| KeysFault::Unknown(id.to_string()))?;
+        // A key of whatever role, unless he looks after some only: then of the one that was judged.
+        let role = actor.roles().map(|_some| row.role.as_str());
+        let (row, first) = match self.store.revoke(id, role, now).await? {
+            Some(done) => done,
+            None if role.is_some() => return Err(KeysFault::Changed),
+            None => return Err(KeysFault::Unknown(id.to_string())),
+        };
         let published = self.publisher.publish().await;
         let mut record = self.act("key-revoke", &row, actor);
         if !first {
@@ -424,9 +434,13 @@ impl Keys {
     }
 
     /// What a request asked, so that it is known again: keyed, since it may hold secrets.
-    pub(crate) fn digest_of_request(&self, bytes: &[u8]) -> [u8; 32] {
-        let hash = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
-        *self.pepper.digest_of_sha256(hash.as_ref()).bytes()
+    pub(crate) fn digest_of_request(&self, parts: &[&[u8]]) -> [u8; 32] {
+        // Begins with what no key does: no request is digested as a key is.
+        let mut hash = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256);
+        for part in [b"request\n".as_slice()].iter().chain(parts) {
+            hash.update(part);
+        }
+        *self.pepper.digest_of_sha256(hash.finish().as_ref()).bytes()
     }
 
     async fn named(&self, given: &str) -> Result<KeyId, KeysFault> {
@@ -565,6 +579,16 @@ fn reaches(actor: &Actor, role: &str) -> Result<(), KeysFault> {
     })
 }
 
+/// A project narrows the keys of every role: whoever looks after some roles only leaves it alone.
+fn bears_on_all(actor: &Actor) -> Result<(), KeysFault> {
+    match actor.roles() {
+        None => Ok(()),
+        Some(roles) => Err(KeysFault::NotAll {
+            may: joined(roles.iter().cloned()),
+        }),
+    }
+}
+
 fn check_name(name: &str, what: &'static str) -> Result<(), KeysFault> {
     if is_name(name) {
         return Ok(());
@@ -643,14 +667,9 @@ fn check_own(own: &Own) -> Result<(), KeysFault> {
     }
 }
 
-/// What can be shown in a list without moving the cursor, hiding or turning the text around it.
+/// What can be shown in a list.
 fn is_name(text: &str) -> bool {
-    let hidden = |c: char| {
-        c.is_control()
-            || matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
-                | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
-    };
-    (1..=128).contains(&text.chars().count()) && text.trim() == text && !text.chars().any(hidden)
+    (1..=128).contains(&text.chars().count()) && text.trim() == text && !ident::hides(text)
 }
 
 fn fresh() -> Result<Minted, KeysFault> {

@@ -213,3 +213,25 @@ pub(crate) fn new_key(name: &str) -> NewKey {
         ..NewKey::default()
     }
 }
+
+/// All at once, on this task.
+pub(crate) async fn futures_of<F: Future>(all: impl Iterator<Item = F>) -> Vec<F::Output> {
+    let mut open: Vec<_> = all.map(|one| (Box::pin(one), None)).collect();
+    std::future::poll_fn(move |context| {
+        let mut is_whole = true;
+        for (one, done) in &mut open {
+            if done.is_none() {
+                match one.as_mut().poll(context) {
+                    std::task::Poll::Ready(output) => *done = Some(output),
+                    std::task::Poll::Pending => is_whole = false,
+                }
+            }
+        }
+        if is_whole {
+            let outputs = std::mem::take(&mut open).into_iter();
+            return std::task::Poll::Ready(outputs.filter_map(|(_, done)| done).collect());
+        }
+        std::task::Poll::Pending
+    })
+    .await
+}

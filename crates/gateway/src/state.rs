@@ -16,6 +16,7 @@ use rules::snapshot::Keys;
 use crate::check::admit::Lines;
 use crate::check::fresh::Freshness;
 use crate::check::token::Issuers;
+use crate::door::handshake::Tls;
 use crate::limits::addresses::Failures;
 use crate::limits::memory::Memory;
 use crate::record::metrics::Metrics;
@@ -35,7 +36,7 @@ pub struct Gateway {
     /// Told each time the keys are replaced.
     pub(crate) news: tokio::sync::watch::Sender<()>,
     /// Certificate, protocol versions and ticket keys.
-    pub tls: ArcSwap<rustls::ServerConfig>,
+    pub tls: ArcSwap<Tls>,
     /// What keys are hashed under.
     pub pepper: Pepper,
     /// Limits.
@@ -79,7 +80,7 @@ pub struct Parts {
     /// The keys.
     pub keys: Keys,
     /// TLS.
-    pub tls: rustls::ServerConfig,
+    pub tls: Tls,
     /// What keys are hashed under.
     pub pepper: Pepper,
     /// Limits, rebuilt from the chain.

@@ -1,10 +1,20 @@
-//! Request ids: sortable by time, unguessable, safe in a header and in a log.
+//! Request ids: sortable by time, unguessable, safe in a header and in a log; and what a name may not hold.
 //!
 //! A ULID (48 bits of milliseconds, 80 random bits, Crockford base 32) behind `req_`.
 
 use std::fmt;
 
 const CROCKFORD: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
+
+/// Whether a text holds what moves the cursor, hides or turns the text around it: no name that people read does.
+#[must_use]
+pub fn hides(text: &str) -> bool {
+    text.chars().any(|c| {
+        c.is_control()
+            || matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+                | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
+    })
+}
 
 /// One call's id, as it stands in `x-request-id` and in the audit record.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]

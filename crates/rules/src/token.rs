@@ -129,6 +129,17 @@ pub struct Rule {
     pub project: Option<Arc<str>>,
 }
 
+/// What became of the question whether an issuer has new keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Looked {
+    /// What is published was fetched after the question.
+    Fresh,
+    /// It was fetched while the question came: a key that was made meanwhile may not be in it.
+    Joined,
+    /// The issuer can't be asked.
+    Away,
+}
+
 /// Whether a text has the form of a token: three parts of base64url, none of them empty. Our own keys never have it;
 /// foreign keys may.
 #[must_use]

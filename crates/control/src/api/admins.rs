@@ -86,16 +86,18 @@ pub(super) async fn revoke(
     State(state): State<ApiState>,
     Extension(who): Extension<Who>,
     Path(id): Path<String>,
+    query: Result<Query<RevokeQuery>, QueryRejection>,
 ) -> Result<Response, ApiFault> {
+    let Query(query) = query.map_err(|cause| query_fault(&cause))?;
     let keys = state.keys;
-    let (row, already_revoked) =
-        whole(Box::pin(
-            async move { keys.revoke_admin(&id, &who.actor).await },
-        ))
-        .await?;
+    let (row, already_revoked, made) = whole(Box::pin(async move {
+        keys.revoke_admin(&id, query.with_made, &who.actor).await
+    }))
+    .await?;
     let shown = Revoked {
         row,
         already_revoked,
+        made,
     };
     Ok(answer(StatusCode::OK, &shown))
 }
@@ -137,6 +139,18 @@ pub(super) struct Once {
 pub(super) struct Revoked {
     #[serde(flatten)]
     row: AdminRow,
-    /// It was already: this request changed nothing.
+    /// It was already: this request changed nothing of it.
     already_revoked: bool,
+    /// Tokens that were made with it, or with one of those, and were good until now: still good unless `with_made` was
+    /// asked for.
+    made: Vec<AdminRow>,
+}
+
+/// How far a token is taken back.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RevokeQuery {
+    /// The tokens that were made with it too, and with those.
+    #[serde(default)]
+    with_made: bool,
 }

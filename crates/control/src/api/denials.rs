@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 
 use rules::chain::Record;
+use rules::key::KeyId;
 use serde_json::json;
 
 use super::guard::Rule;
@@ -26,14 +27,14 @@ pub(super) struct Denied {
 }
 
 impl Denied {
-    /// Somebody without a valid credential; an IPv6 caller owns a /64.
-    pub(super) fn stranger(address: IpAddr, reason: &'static str) -> Self {
+    /// Somebody without a valid credential, perhaps with one that was valid once; an IPv6 caller owns a /64.
+    pub(super) fn stranger(address: IpAddr, reason: &'static str, once: Option<KeyId>) -> Self {
         let network = match address.to_canonical() {
             IpAddr::V6(v6) => IpAddr::V6((v6.to_bits() >> 64 << 64).into()),
             v4 @ IpAddr::V4(_) => v4,
         };
         Self {
-            user: None,
+            user: once.map(Actor::id_of_token),
             address: Some(network.to_string()),
             route: None,
             status: 401,
@@ -158,7 +159,7 @@ mod tests {
         let mut records = Vec::new();
         for n in 0..10_000_u32 {
             let address = IpAddr::V4((n % 500).into());
-            records.extend(denials.count(Denied::stranger(address, "no-credential"), &now));
+            records.extend(denials.count(Denied::stranger(address, "no-credential", None), &now));
         }
         assert_eq!(records.len(), MOST + 1);
         assert!(denials.flush(&now).is_empty());

@@ -11,8 +11,8 @@ use http::{HeaderMap, StatusCode};
 use super::denials::Denied;
 use super::{ApiFault, ApiState, Origin, once};
 use crate::actor::Actor;
-use crate::keys::KeysFault;
-use crate::store::{Right, StoreFault};
+use crate::keys::{KeysFault, Refused};
+use crate::store::Right;
 
 /// What a route demands.
 #[derive(Clone, Copy, Debug)]
@@ -24,6 +24,8 @@ pub(super) struct Rule {
     pub(super) once: bool,
     /// It wants `If-Match`.
     pub(super) versioned: bool,
+    /// The largest body, bytes.
+    pub(super) most_bytes: usize,
 }
 
 /// Who asks.
@@ -54,8 +56,8 @@ pub(super) async fn authenticate(
                 right: row.right,
             },
             Err(Refused::Unknown(fault)) => return Err(KeysFault::Store(fault).into()),
-            Err(Refused::Because(reason)) => {
-                state.denied(Denied::stranger(address, reason));
+            Err(Refused::Because(reason, id)) => {
+                state.denied(Denied::stranger(address, reason, id));
                 return Err(ApiFault::unauthenticated());
             }
         },
@@ -64,30 +66,19 @@ pub(super) async fn authenticate(
     Ok(next.run(request).await)
 }
 
-enum Refused {
-    Because(&'static str),
-    /// Nobody can say.
-    Unknown(StoreFault),
-}
-
 async fn token(state: &ApiState, headers: &HeaderMap) -> Result<crate::store::AdminRow, Refused> {
     let mut lines = headers.get_all(AUTHORIZATION).iter();
-    let line = lines.next().ok_or(Refused::Because("no-credential"))?;
+    let line = lines
+        .next()
+        .ok_or(Refused::Because("no-credential", None))?;
     let text = line
         .as_bytes()
         .split_at_checked(7)
         .filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"bearer "))
         .and_then(|(_, token)| std::str::from_utf8(token.trim_ascii()).ok())
         .filter(|_| lines.next().is_none())
-        .ok_or(Refused::Because("malformed-credential"))?;
-    state
-        .keys
-        .admin_by(text)
-        .await
-        .map_err(|fault| match fault {
-            None => Refused::Because("not-an-admin-token"),
-            Some(fault) => Refused::Unknown(fault),
-        })
+        .ok_or(Refused::Because("malformed-credential", None))?;
+    state.keys.admin_by(text).await
 }
 
 /// In front of each route.
@@ -113,7 +104,7 @@ pub(super) async fn guard(
         return Err(ApiFault::bad(text, Some("If-Match")));
     }
     let response = if rule.once {
-        once::run(&state, &who.actor, request, next).await?
+        once::run(&state, &who.actor, rule.most_bytes, request, next).await?
     } else {
         next.run(request).await
     };

@@ -10,7 +10,7 @@ use axum::response::Response;
 use http::{HeaderName, HeaderValue, StatusCode};
 use serde_json::Value;
 
-use super::{ApiFault, ApiState, MOST_IMPORT_BYTES, answer};
+use super::{ApiFault, ApiState, answer};
 use crate::actor::Actor;
 use crate::clock;
 use crate::keys::KeysFault;
@@ -23,6 +23,7 @@ const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
 pub(super) async fn run(
     state: &ApiState,
     actor: &Actor,
+    most_bytes: usize,
     request: Request,
     next: Next,
 ) -> Result<Response, ApiFault> {
@@ -30,19 +31,17 @@ pub(super) async fn run(
         return Ok(next.run(request).await);
     };
     let (head, body) = request.into_parts();
-    let body = to_bytes(body, MOST_IMPORT_BYTES).await.map_err(|_cut| {
-        let text =
-            format!("the body didn't arrive whole, or is larger than {MOST_IMPORT_BYTES} bytes");
+    let body = to_bytes(body, most_bytes).await.map_err(|_cut| {
+        let text = format!("the body didn't arrive whole, or is larger than {most_bytes} bytes");
         ApiFault::new(StatusCode::PAYLOAD_TOO_LARGE, text)
     })?;
-    let asked = [
+    let digest = state.keys.digest_of_request(&[
         head.method.as_str().as_bytes(),
         b" ",
         head.uri.path().as_bytes(),
         b"\n",
         &body,
-    ];
-    let digest = state.keys.digest_of_request(&asked.concat());
+    ]);
     let now = clock::seconds((state.clock)());
     let place = (actor.id(), key.as_str());
     let earlier = state
@@ -114,7 +113,8 @@ fn again(earlier: &Earlier, digest: &[u8]) -> Result<Response, ApiFault> {
     Ok(response)
 }
 
-/// Keeps what was answered, without the secret; a request that did nothing gives its key back.
+/// Keeps what was answered, without the secret; a request that did nothing gives its key back. One that failed on our
+/// side may have acted (the database's word was lost on its way): its key stays taken.
 async fn settle(store: &Store, place: (&str, &str), response: Response) -> Response {
     let (head, body) = response.into_parts();
     let bytes = to_bytes(body, usize::MAX).await.unwrap_or_default();
@@ -123,6 +123,8 @@ async fn settle(store: &Store, place: (&str, &str), response: Response) -> Respo
         store
             .answer_once(place, i64::from(head.status.as_u16()), &shown)
             .await
+    } else if head.status.is_server_error() {
+        return Response::from_parts(head, Body::from(bytes));
     } else {
         store.free_once(place).await
     };

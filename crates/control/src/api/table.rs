@@ -27,7 +27,6 @@ pub(super) struct Route {
     pub(super) query: Option<SchemaOf>,
     pub(super) body: Option<SchemaOf>,
     pub(super) answer: SchemaOf,
-    most_bytes: usize,
     handler: MethodRouter<ApiState>,
 }
 
@@ -52,13 +51,13 @@ impl Route {
                 right,
                 once: false,
                 versioned: method == "PATCH",
+                most_bytes: MOST_BODY_BYTES,
             },
             summary,
             status: 200,
             query: None,
             body: None,
             answer: SchemaGenerator::subschema_for::<A>,
-            most_bytes: MOST_BODY_BYTES,
             handler: on(filter, handler),
         }
     }
@@ -85,7 +84,7 @@ impl Route {
     }
 
     const fn up_to(mut self, bytes: usize) -> Self {
-        self.most_bytes = bytes;
+        self.rule.most_bytes = bytes;
         self
     }
 }
@@ -169,7 +168,7 @@ fn of_the_rest() -> Vec<Route> {
         Route::new(POST, "/admin/v1/admins", Owner, "Make an admin token; its text is in this answer and nowhere else",
             admins::create, gives::<admins::Once>()).takes::<admins::CreateBody>().makes(),
         Route::new(DELETE, "/admin/v1/admins/{id}", Owner, "Take an admin token back",
-            admins::revoke, gives::<admins::Revoked>()),
+            admins::revoke, gives::<admins::Revoked>()).asks::<admins::RevokeQuery>(),
         Route::new(GET, "/admin/v1/secrets", Viewer, "Say what wraps the data key, and how the key service was last seen",
             secrets::status, gives::<secrets::Kept>()),
         Route::new(POST, "/admin/v1/secrets/seal", Owner, "Seal a secret for the config file",
@@ -189,7 +188,7 @@ pub(super) fn router(state: &ApiState) -> Router {
                 (state.clone(), route.rule),
                 guard::guard,
             ))
-            .layer(DefaultBodyLimit::max(route.most_bytes));
+            .layer(DefaultBodyLimit::max(route.rule.most_bytes));
         router = router.route(route.rule.path, guarded);
     }
     router

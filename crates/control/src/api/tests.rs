@@ -156,10 +156,15 @@ async fn what_exists_is_changed_by_whoever_has_seen_it_as_it_is() {
         .raw(patch("if-match: *\r\n", r#"{"own":null}"#).as_bytes())
         .await;
     assert!(answer.contains("\"own\":{}"), "{answer}");
-    let answer = socket
-        .raw(patch("if-match: *\r\n", r#"{"id":"x"}"#).as_bytes())
-        .await;
-    assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
+    for wrong in [
+        r#"{"id":"x"}"#,
+        r#"{"name":null}"#,
+        r#"{"role":null}"#,
+        r#"{"own":{"models":["m"],"models":null}}"#,
+    ] {
+        let answer = socket.raw(patch("if-match: *\r\n", wrong).as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1.1 400"), "{wrong}: {answer}");
+    }
     assert_eq!(
         socket.bench.actions(),
         ["key-create", "key-change", "key-change"]

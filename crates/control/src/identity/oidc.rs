@@ -23,6 +23,8 @@ pub struct Source {
     configuration: Place,
     /// `None`: where the configuration says.
     keys: Option<Place>,
+    /// For how long what was fetched may be believed.
+    max_stale: Duration,
 }
 
 /// A document's address.
@@ -43,6 +45,9 @@ pub(super) struct Fetched {
 /// Why there are no keys.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum IssuerFault {
+    /// A fault of this program.
+    #[error("the look at it failed inside guan")]
+    Ours,
     /// No answer.
     #[error(
         "{url} doesn't answer ({cause}); check the address, the network and the authority (ca)"
@@ -107,7 +112,19 @@ impl Source {
                 ..base
             },
             keys,
+            max_stale: Duration::MAX,
         })
+    }
+
+    /// The same, of which what was fetched is believed for so long.
+    #[must_use]
+    pub const fn good_for(mut self, max_stale: Duration) -> Self {
+        self.max_stale = max_stale;
+        self
+    }
+
+    pub(super) const fn max_stale(&self) -> Duration {
+        self.max_stale
     }
 
     /// Its name, exactly as tokens carry it.

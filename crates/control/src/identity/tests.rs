@@ -6,6 +6,7 @@ use serde_json::json;
 use testkit::issuer::{Issuer, Manner, Signer};
 
 use super::*;
+use crate::testbench::futures_of;
 
 type Published = Arc<Mutex<Vec<(String, Option<usize>)>>>;
 
@@ -42,10 +43,10 @@ impl Bench {
         }
     }
 
-    async fn ask(&self, issuer: &str) -> bool {
+    async fn ask(&self, issuer: &str) -> Option<Looked> {
         let (answer, answered) = oneshot::channel();
         self.ask.send((issuer.into(), answer)).await.unwrap();
-        answered.await.unwrap()
+        answered.await.ok()
     }
 
     /// The last of so many.
@@ -56,20 +57,26 @@ impl Bench {
 }
 
 #[tokio::test]
-async fn keys_are_there_at_once_and_questions_bring_one_look_a_minute() {
+async fn keys_are_there_at_once_and_questions_share_one_look_in_a_while() {
     let (old, new) = (Signer::new("ES256", "1"), Signer::new("EdDSA", "2"));
     let issuer = Issuer::start(&[&old]);
     let mut bench = Bench::start(&[&issuer]);
     let url = issuer.url().to_owned();
     assert_eq!(bench.published(1).await, (url.clone(), Some(1)));
     issuer.publish(&[&old, &new]);
-    assert!(bench.ask(&url).await);
+    assert_eq!(bench.ask(&url).await, Some(Looked::Fresh));
     assert_eq!(bench.published(2).await, (url.clone(), Some(2)));
-    for _ in 0..300 {
-        assert!(bench.ask(&url).await);
-    }
-    assert_eq!(issuer.fetches(), 2);
-    assert!(!bench.ask("https://nobody.example").await);
+    // They wait for the next look, which all of them get; beyond the places that there are nobody waits.
+    let asks = (0..MOST_WAITING + 44).map(|_| bench.ask(&url));
+    let asked = futures_of(asks).await;
+    let fresh = asked.iter().filter(|one| **one == Some(Looked::Fresh));
+    assert_eq!(fresh.count(), MOST_WAITING);
+    assert_eq!(asked.iter().filter(|one| one.is_none()).count(), 44);
+    assert_eq!(issuer.fetches(), 3);
+    assert_eq!(
+        bench.ask("https://nobody.example").await,
+        Some(Looked::Away)
+    );
 }
 
 #[tokio::test]
@@ -80,16 +87,24 @@ async fn what_is_known_stays_when_the_issuer_is_away_or_lies() {
     let url = issuer.url().to_owned();
     bench.published(1).await;
     issuer.behave(Manner::Away);
-    assert!(!bench.ask(&url).await);
-    assert!(
-        !bench.ask(&url).await,
-        "asked a moment ago, and it was away"
-    );
+    for _ in 0..2 {
+        assert_eq!(bench.ask(&url).await, Some(Looked::Away));
+    }
     assert_eq!(bench.published.lock().unwrap().len(), 1);
     // It is tried again without a question.
     issuer.behave(Manner::Good);
     assert_eq!(bench.published(2).await, (url.clone(), Some(1)));
-    assert!(bench.ask(&url).await);
+    assert_eq!(bench.ask(&url).await, Some(Looked::Fresh));
+}
+
+#[tokio::test]
+async fn keys_are_fetched_twice_in_the_time_that_they_are_good_for() {
+    let signer = Signer::new("ES256", "1");
+    let issuer = Issuer::start(&[&signer]);
+    let mut bench = Bench::start(&[]);
+    let short = source(&issuer).good_for(Duration::from_secs(1));
+    bench.sources.send_replace(vec![short]);
+    assert_eq!(bench.published(3).await.1, Some(1));
 }
 
 #[tokio::test]
@@ -126,6 +141,6 @@ async fn other_issuers_are_taken_over_and_those_that_went_count_no_longer() {
     assert_eq!(bench.published(2).await, (two.url().to_owned(), Some(1)));
     bench.sources.send_replace(vec![source(&two)]);
     assert_eq!(bench.published(3).await, (one.url().to_owned(), None));
-    assert!(!bench.ask(one.url()).await);
+    assert_eq!(bench.ask(one.url()).await, Some(Looked::Away));
     assert_eq!((one.fetches(), two.fetches()), (1, 1));
 }

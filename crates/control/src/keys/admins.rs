@@ -3,6 +3,7 @@
 //! Decides what a token may be made with: nobody grants what he doesn't hold. Kept as keys are, as a keyed digest.
 //! Called by `api`.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use aws_lc_rs::rand;
@@ -45,6 +46,15 @@ impl fmt::Debug for CreatedAdmin {
             .field("row", &self.row)
             .finish_non_exhaustive()
     }
+}
+
+/// Why a credential opens nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Refused {
+    /// The reason, for the record only; and whose it was, if it was a token once.
+    Because(&'static str, Option<KeyId>),
+    /// Nobody can say.
+    Unknown(StoreFault),
 }
 
 impl Keys {
@@ -130,17 +140,56 @@ impl Keys {
         Ok((rows, has_more))
     }
 
-    /// Takes a token back; `true`: it was already. It holds before it is recorded.
+    /// Takes a token back, and with `with_made` all that were made with it, and with those. Gives its row, whether it
+    /// was taken back already, and the tokens made with it that were good until now (and still are without
+    /// `with_made`). It holds before it is recorded.
     ///
     /// # Errors
     /// [`KeysFault`], as with a key.
     pub async fn revoke_admin(
         &self,
         id: &str,
+        with_made: bool,
         actor: &Actor,
-    ) -> Result<(AdminRow, bool), KeysFault> {
+    ) -> Result<(AdminRow, bool, Vec<AdminRow>), KeysFault> {
         let unknown = || KeysFault::NoAdmin(id.chars().take(12).collect());
         let id = KeyId::parse(id).map_err(|_shape| unknown())?;
+        // The root first: from then on it makes no more.
+        let (row, already) = self.revoke_one(id, actor).await?;
+        let mut made = self.made_with(id).await?;
+        if with_made {
+            for one in &mut made {
+                *one = self.revoke_one(one.id, actor).await?.0;
+            }
+        }
+        Ok((row, already, made))
+    }
+
+    /// Good tokens that were made with this one, or with one that was.
+    async fn made_with(&self, id: KeyId) -> Result<Vec<AdminRow>, KeysFault> {
+        let rows = self.store.admins_after(None, u32::MAX).await?;
+        let now = clock::seconds((self.clock)());
+        let mut makers = BTreeSet::from([Actor::id_of_token(id)]);
+        // Of one second, a maker may stand after what he made.
+        loop {
+            let before = makers.len();
+            let made = rows.iter().filter(|row| makers.contains(&row.created_by));
+            let made: Vec<String> = made.map(|row| Actor::id_of_token(row.id)).collect();
+            makers.extend(made);
+            if makers.len() == before {
+                break;
+            }
+        }
+        let good =
+            |row: &AdminRow| row.revoked_at.is_none() && row.expires_at.is_none_or(|at| at > now);
+        let made = rows
+            .into_iter()
+            .filter(|row| makers.contains(&row.created_by) && good(row));
+        Ok(made.collect())
+    }
+
+    async fn revoke_one(&self, id: KeyId, actor: &Actor) -> Result<(AdminRow, bool), KeysFault> {
+        let unknown = || KeysFault::NoAdmin(id.to_string());
         let now = clock::seconds((self.clock)());
         let (row, first) = self
             .store
@@ -157,18 +206,21 @@ impl Keys {
     }
 
     /// The token of this text, if it is valid now. Each look is at the store: a revoked one is refused everywhere at
-    /// once. `Err` with `None`: it isn't valid; with `Some`: nobody can say.
-    pub(crate) async fn admin_by(&self, text: &str) -> Result<AdminRow, Option<StoreFault>> {
+    /// once.
+    pub(crate) async fn admin_by(&self, text: &str) -> Result<AdminRow, Refused> {
         if check_admin(text).is_err() {
-            return Err(None);
+            return Err(Refused::Because("not-an-admin-token", None));
         }
         let digest = self.pepper.digest_of_admin(text);
-        let row = self.store.admin_of(&digest).await.map_err(Some)?;
-        let row = row.ok_or(None)?;
+        let row = self.store.admin_of(&digest).await;
+        let row = row.map_err(Refused::Unknown)?;
+        let row = row.ok_or(Refused::Because("unknown-admin-token", None))?;
         let now = clock::seconds((self.clock)());
-        let ended = row.expires_at.is_some_and(|at| at <= now);
-        if ended || row.revoked_at.is_some() {
-            return Err(None);
+        if row.revoked_at.is_some() {
+            return Err(Refused::Because("revoked-admin-token", Some(row.id)));
+        }
+        if row.expires_at.is_some_and(|at| at <= now) {
+            return Err(Refused::Because("expired-admin-token", Some(row.id)));
         }
         if row
             .last_used

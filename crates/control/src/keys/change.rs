@@ -3,15 +3,18 @@
 //! Decides what a change may say, that nobody overwrites what another has changed meanwhile, and what the record
 //! tells: each changed member before and after. It never touches a secret. Called by `api`.
 
+use std::fmt;
+
 use rules::policy::Own;
 use rules::snapshot::Roles;
 use schemars::JsonSchema;
+use serde::de::{Error, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value, json};
 
 use super::{
-    Keys, KeysFault, NewKey, check_name, check_notes, check_own, check_role, check_times, clock,
-    reaches,
+    Keys, KeysFault, NewKey, bears_on_all, check_name, check_notes, check_own, check_role,
+    check_times, clock, reaches,
 };
 use crate::actor::Actor;
 use crate::audit_log;
@@ -21,9 +24,13 @@ use crate::store::{KeyRow, ProjectRow};
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct KeyChange {
-    /// What its owner calls it.
+    /// What its owner calls it; not `null`.
+    #[serde(deserialize_with = "present")]
+    #[schemars(with = "String")]
     pub name: Option<String>,
-    /// The name of a role in the config file.
+    /// The name of a role in the config file; not `null`.
+    #[serde(deserialize_with = "present")]
+    #[schemars(with = "String")]
     pub role: Option<String>,
     /// Who pays; `null`: nobody is named.
     #[serde(deserialize_with = "given")]
@@ -39,7 +46,7 @@ pub struct KeyChange {
     /// What it narrows of its role: each member as here, `null` clears it; `null` for all: it narrows nothing.
     #[serde(deserialize_with = "given")]
     #[schemars(with = "Option<OwnPatch>")]
-    pub own: Option<Option<Map<String, Value>>>,
+    pub own: Option<Option<Members>>,
     /// What its owner wants to remember; `null`: nothing.
     #[serde(deserialize_with = "given")]
     pub notes: Option<Option<String>>,
@@ -52,10 +59,39 @@ pub struct ProjectChange {
     /// What it narrows for all its keys: each member as here, `null` clears it; `null` for all: it narrows nothing.
     #[serde(deserialize_with = "given")]
     #[schemars(with = "Option<OwnPatch>")]
-    pub own: Option<Option<Map<String, Value>>>,
+    pub own: Option<Option<Members>>,
     /// What its owner wants to remember; `null`: nothing.
     #[serde(deserialize_with = "given")]
     pub notes: Option<Option<String>>,
+}
+
+/// Members of an object, none of them twice.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Members(Map<String, Value>);
+
+impl<'de> Deserialize<'de> for Members {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Once;
+        impl<'de> Visitor<'de> for Once {
+            type Value = Map<String, Value>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut from: A) -> Result<Self::Value, A::Error> {
+                let mut members = Map::new();
+                while let Some((name, value)) = from.next_entry::<String, Value>()? {
+                    if members.contains_key(&name) {
+                        return Err(A::Error::custom(format!("duplicate field `{name}`")));
+                    }
+                    let _none = members.insert(name, value);
+                }
+                Ok(members)
+            }
+        }
+        from.deserialize_map(Once).map(Self)
+    }
 }
 
 /// [`Own`], each member of which may be null too.
@@ -132,6 +168,7 @@ impl Keys {
         change: ProjectChange,
         actor: &Actor,
     ) -> Result<ProjectRow, KeysFault> {
+        bears_on_all(actor)?;
         let before = self.project(named).await?;
         if !expected.fits(before.version) {
             return Err(KeysFault::Changed);
@@ -220,8 +257,8 @@ pub(crate) fn time(text: &str, what: &'static str) -> Result<i64, KeysFault> {
 }
 
 /// What is narrowed, patched. It knows no member by name, so that it is right for members that come later.
-fn merged(own: &Own, patch: Option<Map<String, Value>>) -> Result<Own, KeysFault> {
-    let Some(patch) = patch else {
+fn merged(own: &Own, patch: Option<Members>) -> Result<Own, KeysFault> {
+    let Some(Members(patch)) = patch else {
         return Ok(Own::default());
     };
     let read = |value: Value| {
@@ -275,6 +312,11 @@ fn differences(mut act: Value, before: &Value, after: &Value) -> Value {
     act
 }
 
+/// A member that may be absent but not `null`.
+fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(from).map(Some)
+}
+
 /// Tells a member that is `null` from one that is absent.
 fn given<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     from: D,
@@ -293,7 +335,7 @@ mod tests {
     #[test]
     fn a_patch_sets_clears_and_leaves_alone_and_refuses_what_nobody_knows() {
         let before = own(json!({ "models": ["a"], "requests_per_minute": 5 }));
-        let patch = |value: Value| merged(&before, value.as_object().cloned());
+        let patch = |value: Value| merged(&before, value.as_object().cloned().map(Members));
         let after = patch(json!({ "models": null, "max_output_tokens": 7 })).unwrap();
         assert_eq!(
             after,

@@ -5,7 +5,7 @@ use rules::chain::Record;
 use rules::policy::Own;
 use serde_json::json;
 
-use super::{Keys, KeysFault, check_name, check_notes, check_own};
+use super::{Keys, KeysFault, bears_on_all, check_name, check_notes, check_own};
 use crate::actor::Actor;
 use crate::audit_log;
 use crate::clock;
@@ -32,7 +32,15 @@ impl Keys {
         new: NewProject,
         actor: &Actor,
     ) -> Result<ProjectRow, KeysFault> {
+        bears_on_all(actor)?;
         check_name(&new.name, "name")?;
+        if is_id(&new.name) {
+            // Where a project is named, it is by the one or the other.
+            return Err(KeysFault::Own {
+                what: "name",
+                why: "must not look like a project's id: 12 digits and letters a to f".to_owned(),
+            });
+        }
         check_own(&new.own)?;
         check_notes(&new.notes)?;
         let mut random = [0; 6];
@@ -71,7 +79,10 @@ impl Keys {
         limit: u32,
     ) -> Result<(Vec<ProjectRow>, bool), KeysFault> {
         let after = match after {
-            Some(id) => Some(self.project(id).await?.name),
+            Some(id) => {
+                let found = self.store.project(id).await?.filter(|row| row.id == id);
+                Some(found.ok_or_else(|| unknown(id))?.name)
+            }
             None => None,
         };
         let more = limit.saturating_add(1);
@@ -88,7 +99,7 @@ impl Keys {
     /// [`KeysFault`].
     pub async fn project(&self, named: &str) -> Result<ProjectRow, KeysFault> {
         let found = self.store.project(named).await?;
-        found.ok_or_else(|| KeysFault::Project(named.chars().take(128).collect()))
+        found.ok_or_else(|| unknown(named))
     }
 
     /// Enables or disables a project; `false`: it was so already. Disabling holds before it is recorded.
@@ -101,6 +112,7 @@ impl Keys {
         enabled: bool,
         actor: &Actor,
     ) -> Result<(ProjectRow, bool), KeysFault> {
+        bears_on_all(actor)?;
         let name = self.project(named).await?.name;
         let (row, changed) = self
             .store
@@ -128,4 +140,16 @@ impl Keys {
         record.act = Some(json!({ "id": row.id, "name": row.name, "own": row.own }));
         record
     }
+}
+
+fn unknown(named: &str) -> KeysFault {
+    KeysFault::Project(named.chars().take(128).collect())
+}
+
+/// Whether a text has the form of a project's id.
+fn is_id(text: &str) -> bool {
+    text.len() == 12
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }

@@ -50,7 +50,7 @@ pub struct KeyRow {
     #[serde(with = "crate::clock::text_or_null", default)]
     #[schemars(with = "Option<crate::clock::Stamp>")]
     pub last_used: Option<i64>,
-    /// Who made it: `local:UID`.
+    /// Who made it: `local:UID` or `admin:ID`.
     pub created_by: String,
     /// The last four letters of its newest text, to tell keys apart by eye.
     pub last4: String,
@@ -223,10 +223,12 @@ impl Store {
         Ok(secrets.collect())
     }
 
-    /// Takes a key back at `now` unless it was. `true`: by this call. `None`: no such key.
+    /// Takes a key back at `now` unless it was; with `role`: only while it is of that one. `true`: by this call.
+    /// `None`: no such key.
     pub(crate) async fn revoke(
         &self,
         id: KeyId,
+        role: Option<&str>,
         now: i64,
     ) -> Result<Option<(KeyRow, bool)>, StoreFault> {
         let mut tx = self.begin().await?;
@@ -236,7 +238,10 @@ impl Store {
             .bind(id.as_str().to_owned()).bind(now).bind(revision)
             .execute(c).await.map(|done| done.rows_affected()))?;
         let key = tx.key(id).await?;
-        tx.commit().await?;
+        let key = key.filter(|key| role.is_none_or(|role| key.role == role));
+        if key.is_some() {
+            tx.commit().await?;
+        }
         Ok(key.map(|key| (key, changed > 0)))
     }
 

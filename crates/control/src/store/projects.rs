@@ -26,7 +26,7 @@ pub struct ProjectRow {
     #[serde(with = "crate::clock::text")]
     #[schemars(with = "crate::clock::Stamp")]
     pub created_at: i64,
-    /// Who made it: `local:UID`.
+    /// Who made it: `local:UID` or `admin:ID`.
     pub created_by: String,
     /// Raised by each change, so that two who change it at once find out.
     #[serde(default)]

@@ -177,9 +177,19 @@ async fn every_act_that_requests_must_see_raises_the_revision_and_what_is_given_
             .await
             .unwrap_err();
         assert_eq!(fault, StoreFault::Taken);
-        let (row, first) = bench.store.revoke(made.id, NOW + 1).await.unwrap().unwrap();
+        let (row, first) = bench
+            .store
+            .revoke(made.id, None, NOW + 1)
+            .await
+            .unwrap()
+            .unwrap();
         assert_eq!((row.revoked_at, first), (Some(NOW + 1), true));
-        let (row, first) = bench.store.revoke(made.id, NOW + 2).await.unwrap().unwrap();
+        let (row, first) = bench
+            .store
+            .revoke(made.id, None, NOW + 2)
+            .await
+            .unwrap()
+            .unwrap();
         assert_eq!((row.revoked_at, first), (Some(NOW + 1), false));
         assert!(bench.store.seen_since(start + 1).await.unwrap()[0].revoked);
         assert!(at(bench.store.clone()).await > start + 1);

@@ -101,8 +101,20 @@ pub(crate) async fn authenticate(
     }
     let is_unknown = matches!(first, Err(Refusal::UnknownKey(Unfit::Unknown)));
     // A good token is served wherever it comes from: to see that it is good takes no look at the store.
+    let rate = Rate::per_minute(settings.failed_credentials_per_minute);
+    let may_guess = || {
+        let now = gateway.clock.unix_ns();
+        let looked = gateway.failures.look(address, rate, now);
+        looked.map_err(|retry| Refusal::FailedCredentials { retry })
+    };
     let token = if is_unknown && !settings.issuers.is_empty() {
-        by_token(gateway, settings, (credential, &digest), address).await
+        by_token(
+            gateway,
+            settings,
+            (credential, &digest),
+            (address, &may_guess),
+        )
+        .await
     } else {
         None
     };
@@ -112,18 +124,14 @@ pub(crate) async fn authenticate(
         return judged.clone();
     }
     // From here on it costs: a look at the store, or a guess more. An address may do that so often.
-    let rate = Rate::per_minute(settings.failed_credentials_per_minute);
-    let now = gateway.clock.unix_ns();
-    gateway
-        .failures
-        .look(address, rate, now)
-        .map_err(|retry| Refusal::FailedCredentials { retry })?;
+    may_guess()?;
     let last = match token {
         Some(judged) => judged,
         None if is_unknown => again(gateway, settings, form.is_ok(), &digest, address).await,
         None => first,
     };
     if is_guess(&last) {
+        let now = gateway.clock.unix_ns();
         gateway.failures.count(address, rate, now);
     }
     last
@@ -206,7 +214,7 @@ async fn by_token(
     gateway: &Gateway,
     settings: &Settings,
     (credential, digest): (&str, &Digest),
-    address: IpAddr,
+    (address, may_guess): (IpAddr, &impl Fn() -> Result<(), Refusal>),
 ) -> Option<Result<Caller, Refusal>> {
     if !has_form(credential) {
         return None;
@@ -215,7 +223,14 @@ async fn by_token(
     if gateway.freshness.is_stale(settings.max_stale) {
         return Some(Err(Refusal::KeysUnavailable));
     }
-    let admitted = admit(gateway, settings, (credential, digest), address).await?;
+    let admitted = admit(
+        gateway,
+        settings,
+        (credential, digest),
+        address,
+        may_guess(),
+    )
+    .await?;
     let unknown = matches!(admitted, Err(Refusal::BadToken(Untrusted::UnknownIssuer)));
     if unknown && gateway.freshness.is_lost() {
         // It may be a key that was imported a moment ago on another node.

@@ -18,18 +18,18 @@ use rules::policy::effective;
 use rules::refusal::{Refusal, Unadmitted, Untrusted};
 use rules::snapshot::Key;
 use rules::token::key_set::KeySet;
-use rules::token::{Admitted, Issuer, Token};
+use rules::token::{Admitted, Issuer, Looked, Token};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::check::authenticate::Caller;
 use crate::settings::Settings;
 use crate::state::Gateway;
 
-/// A question to whoever fetches keys: has this issuer new ones? `false`: it can't be asked.
-pub type Question = (Arc<str>, oneshot::Sender<bool>);
+/// A question to whoever fetches keys: has this issuer new ones? Dropped unanswered: too many ask.
+pub type Question = (Arc<str>, oneshot::Sender<Looked>);
 
-/// The longest wait for an issuer: two documents, five seconds each.
-const LOOK: Duration = Duration::from_secs(11);
+/// The longest wait for an issuer: five seconds for its turn, two documents, five seconds each.
+const LOOK: Duration = Duration::from_secs(16);
 
 /// Tables of verified tokens, each under a lock of its own.
 const SHARDS: usize = 16;
@@ -39,6 +39,9 @@ const MOST_IN_SHARD: usize = 1024;
 
 /// Tokens that may wait for a thread that verifies them.
 const MOST_WAITING: usize = 1024;
+
+/// The same from addresses that have guessed too often.
+const MOST_BEHIND: usize = 64;
 
 /// The keys of one issuer.
 #[derive(Clone, Debug)]
@@ -53,8 +56,17 @@ pub struct Issuers {
     published: ArcSwap<HashMap<Arc<str>, Published>>,
     questions: mpsc::Sender<Question>,
     verified: [Mutex<HashMap<Digest, Verified>>; SHARDS],
-    threads: Semaphore,
-    waiting: AtomicUsize,
+    /// For those whose address may still guess; [`Issuers::behind`] is for the others.
+    threads: Lane,
+    behind: Lane,
+}
+
+/// Threads that verify, and who may wait for one.
+#[derive(Debug)]
+struct Lane {
+    threads: Arc<Semaphore>,
+    waiting: Arc<AtomicUsize>,
+    most_waiting: usize,
 }
 
 /// A token that was verified by these keys and judged by these rules.
@@ -76,8 +88,8 @@ impl Issuers {
             published: ArcSwap::default(),
             questions,
             verified: std::array::from_fn(|_| Mutex::default()),
-            threads: Semaphore::new(threads),
-            waiting: AtomicUsize::new(0),
+            threads: Lane::new(threads, MOST_WAITING),
+            behind: Lane::new(1, MOST_BEHIND),
         }
     }
 
@@ -109,13 +121,18 @@ impl Issuers {
         (age <= issuer.keys_max_stale).then(|| Arc::clone(&one.keys))
     }
 
-    /// Waits for a look at the issuer. `None`: too many ask.
-    async fn look(&self, issuer: &Issuer) -> Option<bool> {
+    /// Waits for a look at the issuer.
+    async fn look(&self, issuer: &Issuer) -> Result<Looked, Refusal> {
         let (answer, answered) = oneshot::channel();
         let question = (Arc::clone(&issuer.url), answer);
-        self.questions.try_send(question).ok()?;
-        let looked = tokio::time::timeout(LOOK, answered).await;
-        Some(matches!(looked, Ok(Ok(true))))
+        if self.questions.try_send(question).is_err() {
+            return Err(Refusal::Busy);
+        }
+        match tokio::time::timeout(LOOK, answered).await {
+            Ok(Ok(looked)) => Ok(looked),
+            Ok(Err(_unanswered)) => Err(Refusal::Busy),
+            Err(_elapsed) => Ok(Looked::Away),
+        }
     }
 
     fn shard(&self, digest: &Digest) -> &Mutex<HashMap<Digest, Verified>> {
@@ -161,33 +178,53 @@ impl Issuers {
         token: &Arc<Token>,
         issuer: &Arc<Issuer>,
         keys: &Arc<KeySet>,
+        is_behind: bool,
     ) -> Result<(), Refusal> {
-        let _place = Waiting::take(&self.waiting)?;
-        let Ok(_thread) = self.threads.acquire().await else {
+        let lane = if is_behind {
+            &self.behind
+        } else {
+            &self.threads
+        };
+        let place = Waiting::take(lane)?;
+        let Ok(thread) = Arc::clone(&lane.threads).acquire_owned().await else {
             return Err(Refusal::Internal);
         };
         let (token, issuer, keys) = (Arc::clone(token), Arc::clone(issuer), Arc::clone(keys));
-        tokio::task::spawn_blocking(move || token.verify(&issuer, &keys))
-            .await
-            .map_err(|_panic| Refusal::Internal)?
-            .map_err(Refusal::BadToken)
+        tokio::task::spawn_blocking(move || {
+            // They go with the work: whoever hangs up doesn't make room for more of it.
+            let _taken = (place, thread);
+            token.verify(&issuer, &keys)
+        })
+        .await
+        .map_err(|_panic| Refusal::Internal)?
+        .map_err(Refusal::BadToken)
+    }
+}
+
+impl Lane {
+    fn new(threads: usize, most_waiting: usize) -> Self {
+        Self {
+            threads: Arc::new(Semaphore::new(threads)),
+            waiting: Arc::default(),
+            most_waiting,
+        }
     }
 }
 
 /// A place among those that wait for a thread; given back on drop.
-struct Waiting<'a>(&'a AtomicUsize);
+struct Waiting(Arc<AtomicUsize>);
 
-impl<'a> Waiting<'a> {
-    fn take(count: &'a AtomicUsize) -> Result<Self, Refusal> {
-        let place = Self(count);
-        if count.fetch_add(1, Ordering::Relaxed) >= MOST_WAITING {
+impl Waiting {
+    fn take(lane: &Lane) -> Result<Self, Refusal> {
+        let place = Self(Arc::clone(&lane.waiting));
+        if place.0.fetch_add(1, Ordering::Relaxed) >= lane.most_waiting {
             return Err(Refusal::Busy);
         }
         Ok(place)
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for Waiting {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
@@ -199,6 +236,7 @@ pub(crate) async fn admit(
     settings: &Settings,
     (text, digest): (&str, &Digest),
     address: IpAddr,
+    may_guess: Result<(), Refusal>,
 ) -> Option<Result<Caller, Refusal>> {
     let issuers = &gateway.issuers;
     if let Some(verified) = issuers.recall(digest) {
@@ -218,7 +256,7 @@ pub(crate) async fn admit(
         return Some(Err(Refusal::BadToken(Untrusted::UnknownIssuer)));
     };
     let judged = async {
-        let (keys, admitted) = judge(gateway, &token, issuer).await?;
+        let (keys, admitted) = judge(gateway, &token, issuer, may_guess).await?;
         let verified = Verified::new(gateway, issuer, keys, admitted);
         issuers.remember(*digest, verified.clone(), gateway.clock.unix_seconds());
         caller(gateway, settings, &verified, address)
@@ -226,42 +264,48 @@ pub(crate) async fn admit(
     Some(judged.await)
 }
 
-/// Verifies a token, by new keys of its issuer if the known ones don't have its own.
+/// Verifies a token, by new keys of its issuer if the known ones don't have its own. An address that has guessed too
+/// often is verified behind the others, and brings no look.
 async fn judge(
     gateway: &Gateway,
     token: &Arc<Token>,
     issuer: &Arc<Issuer>,
+    may_guess: Result<(), Refusal>,
 ) -> Result<(Arc<KeySet>, Admitted), Refusal> {
     let issuers = &gateway.issuers;
-    let known = issuers.keys(issuer, gateway.clock.unix_ns());
-    let mut verdict = match &known {
-        Some(keys) => issuers.verify(token, issuer, keys).await,
-        None => Err(Refusal::IssuerUnavailable),
-    };
-    let mut keys = known;
-    let is_new = matches!(
-        verdict,
-        Err(Refusal::BadToken(Untrusted::UnknownKey) | Refusal::IssuerUnavailable)
-    );
-    if is_new && let Some(looked) = issuers.look(issuer).await {
-        if !looked {
-            return Err(Refusal::IssuerUnavailable);
-        }
-        let now = issuers.keys(issuer, gateway.clock.unix_ns());
-        let is_other = match (&keys, &now) {
-            (Some(before), Some(now)) => !Arc::ptr_eq(before, now),
-            (None, Some(_)) => true,
-            (_, None) => false,
+    let is_behind = may_guess.is_err();
+    let mut looks = 0;
+    let keys = loop {
+        let known = issuers.keys(issuer, gateway.clock.unix_ns());
+        let verdict = match &known {
+            Some(keys) => issuers.verify(token, issuer, keys, is_behind).await,
+            None => Err(Refusal::IssuerUnavailable),
         };
-        if let Some(now) = now.filter(|_| is_other) {
-            verdict = issuers.verify(token, issuer, &now).await;
-            keys = Some(now);
+        let fault = match (verdict, known) {
+            (Ok(()), Some(keys)) => break keys,
+            (Ok(()), None) => Refusal::IssuerUnavailable,
+            (Err(fault), _) => fault,
+        };
+        let is_new = matches!(
+            fault,
+            Refusal::BadToken(Untrusted::UnknownKey) | Refusal::IssuerUnavailable
+        );
+        if !is_new || looks == MOST_LOOKS {
+            return Err(fault);
         }
-    }
-    verdict?;
+        may_guess.clone()?;
+        looks = match issuers.look(issuer).await? {
+            Looked::Fresh => MOST_LOOKS,
+            Looked::Joined => looks + 1,
+            Looked::Away => return Err(Refusal::IssuerUnavailable),
+        };
+    };
     let admitted = token.admit(issuer, gateway.clock.unix_seconds())?;
-    Ok((keys.ok_or(Refusal::IssuerUnavailable)?, admitted))
+    Ok((keys, admitted))
 }
+
+/// One that was on its way already, and one of its own.
+const MOST_LOOKS: u8 = 2;
 
 impl Verified {
     fn new(gateway: &Gateway, issuer: &Arc<Issuer>, keys: Arc<KeySet>, admitted: Admitted) -> Self {

@@ -137,7 +137,7 @@ async fn serve(core: Rc<Core>, stream: TcpStream, peer: SocketAddr, phase: watch
     if stream.set_nodelay(true).is_err() {
         return;
     }
-    let tls = core.gateway.tls.load_full();
+    let tls = Arc::clone(&core.gateway.tls.load().callers);
     let Some(secured) = shake(stream, tls).await else {
         return;
     };

@@ -27,11 +27,34 @@ pub struct Clients {
     pub required: bool,
 }
 
+/// The server's side of TLS, for each kind of door: tickets of one resume nothing at the other.
+#[derive(Clone, Debug)]
+pub struct Tls {
+    /// For callers.
+    pub(crate) callers: Arc<ServerConfig>,
+    /// For people and programs who look after the server.
+    pub(crate) lent: Arc<ServerConfig>,
+}
+
 /// The server's side of TLS from a chain and its key.
 ///
 /// # Errors
 /// When the key doesn't fit the certificate, or can't be used; when an authority can't.
 pub fn server_config(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    clients: Option<&Clients>,
+) -> Result<Tls, rustls::Error> {
+    // HTTP/1.1 alone has fewer ways to be misused; a client certificate opens nothing there, so none is asked for.
+    let mut lent = side(chain.clone(), key.clone_key(), None)?;
+    lent.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Tls {
+        callers: Arc::new(side(chain, key, clients)?),
+        lent: Arc::new(lent),
+    })
+}
+
+fn side(
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
     clients: Option<&Clients>,
@@ -49,14 +72,6 @@ pub fn server_config(
     config.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new()?;
     config.ignore_client_order = true;
     Ok(config)
-}
-
-/// The same for a door of people and programs who look after the server: HTTP/1.1 alone, which has fewer ways to be
-/// misused.
-pub(crate) fn http1_alone(config: &ServerConfig) -> ServerConfig {
-    let mut config = config.clone();
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    config
 }
 
 fn verifier(

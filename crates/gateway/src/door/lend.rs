@@ -1,11 +1,12 @@
 //! A door lent to others: the same TLS, deadlines and framing as the data door, and somebody else's answers.
 //!
 //! The wiring fills it with the admin API, which this crate never sees. HTTP/1.1 only; a bounded number of
-//! connections, each of which ends by its deadlines. Called by `serve::Cores::lend`.
+//! connections, each of which has one request and ends by its deadlines. Called by `serve::Cores::lend`.
 
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -20,12 +21,15 @@ use tokio::task::JoinSet;
 
 use crate::door::accept::{HEAD_BYTES, HEAD_DEADLINE, PAUSE, Phase};
 use crate::door::framing;
-use crate::door::handshake::{http1_alone, shake};
+use crate::door::handshake::shake;
 use crate::refuse;
 use crate::state::Gateway;
 
 /// Connections at the same time: whoever comes later waits until one ends, by its deadlines at the latest.
 const CONNECTIONS: usize = 64;
+
+/// From the end of the handshake to the last byte of the one answer: a head, and what an answer may take.
+const WHOLE_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Accepts until the phase changes, then lets the answers in hand end.
 pub(crate) async fn lend<A, F, B>(
@@ -46,7 +50,7 @@ pub(crate) async fn lend<A, F, B>(
             accepted = listener.accept(), if connections.len() < CONNECTIONS => match accepted {
                 Ok((stream, peer)) => {
                     // Anew for each: the certificate may have been swapped.
-                    let tls = Arc::new(http1_alone(&gateway.tls.load()));
+                    let tls = Arc::clone(&gateway.tls.load().lent);
                     let answer = Rc::clone(&answer);
                     connections.spawn_local(serve(stream, peer, tls, phase.clone(), answer));
                 }
@@ -107,15 +111,20 @@ async fn serve<A, F, B>(
         hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_DEADLINE)
+            .keep_alive(false)
             .max_buf_size(HEAD_BYTES)
             .serve_connection(TokioIo::new(secured.stream), service)
     );
-    tokio::select! {
-        // A connection's own faults (reset, malformed head) concern its client only.
-        ended = connection.as_mut() => drop(ended),
-        _ = phase.wait_for(|now| *now != Phase::Serving) => {
-            connection.as_mut().graceful_shutdown();
-            drop(connection.await);
+    let whole = async {
+        tokio::select! {
+            // A connection's own faults (reset, malformed head) concern its client only.
+            ended = connection.as_mut() => drop(ended),
+            _ = phase.wait_for(|now| *now != Phase::Serving) => {
+                connection.as_mut().graceful_shutdown();
+                drop(connection.as_mut().await);
+            }
         }
-    }
+    };
+    // Who doesn't read his answer doesn't keep his place.
+    drop(tokio::time::timeout(WHOLE_DEADLINE, whole).await);
 }

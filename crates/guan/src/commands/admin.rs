@@ -43,6 +43,9 @@ enum Command {
     Revoke {
         /// Its id
         id: String,
+        /// The tokens that were made with it too, and with those
+        #[arg(long)]
+        with_made: bool,
     },
     #[command(about = "Print the OpenAPI 3.1 description of the admin API")]
     Openapi,
@@ -100,8 +103,8 @@ async fn act(door: &Door, command: Command) -> Result<Shown, Failure> {
             let rows = door.pages(&format!("{path}?limit=1000"), "id").await;
             rows.map(Shown::List)
         }
-        Command::Revoke { id } => {
-            let path = format!("{path}/{}", checked(&id)?);
+        Command::Revoke { id, with_made } => {
+            let path = format!("{path}/{}?with_made={with_made}", checked(&id)?);
             door.call("DELETE", &path, &[], None)
                 .await
                 .map(Shown::Revoked)
@@ -132,11 +135,27 @@ fn show(shown: &Shown, as_json: bool) -> Result<(), Failure> {
             ));
             say(&text(row, "token"))
         }
-        Shown::Revoked(row) => say(&format!(
-            "admin token {} (\"{}\") is revoked",
-            text(row, "id"),
-            text(row, "name")
-        )),
+        Shown::Revoked(row) => {
+            let made = row.get("made").and_then(Value::as_array);
+            for one in made.into_iter().flatten() {
+                let still = one.get("revoked_at").is_none_or(Value::is_null);
+                remark(&format!(
+                    "admin token {} (\"{}\") was made with it and {}",
+                    text(one, "id"),
+                    text(one, "name"),
+                    if still {
+                        "is still good: --with-made takes it back too"
+                    } else {
+                        "is revoked too"
+                    }
+                ));
+            }
+            say(&format!(
+                "admin token {} (\"{}\") is revoked",
+                text(row, "id"),
+                text(row, "name")
+            ))
+        }
         Shown::List(rows) if rows.is_empty() => {
             remark(
                 "there is no admin token; make one with `guan admin create --name NAME --right viewer`",

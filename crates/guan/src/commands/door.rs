@@ -2,7 +2,7 @@
 //!
 //! The data folder's lock decides which (so both write audit records, in one order). Both doors end in the same
 //! routes: in this process they are called as functions, else over the admin socket; so an act looks the same to a
-//! command. Called by `key`, `project`, `secret` and `usage`.
+//! command. Called by `admin`, `key`, `project`, `secret` and `usage`.
 
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -364,14 +364,17 @@ impl Door {
     pub(super) async fn pages(&self, path: &str, cursor: &str) -> Result<Vec<Value>, Failure> {
         let mut rows: Vec<Value> = Vec::new();
         loop {
-            let last = rows.last().and_then(|row| row.get(cursor));
-            let after = last.and_then(Value::as_str).map(escaped);
+            let last = rows.last().and_then(|row| row.get(cursor)).cloned();
+            let after = last.as_ref().and_then(Value::as_str).map(escaped);
             let after = after.map(|text| format!("&after={text}"));
             let path = format!("{path}{}", after.unwrap_or_default());
             let page = self.call("GET", &path, &[], None).await?;
             let has_more = page.get("has_more") == Some(&Value::Bool(true));
             let page: Vec<Value> = read(data(page))?;
-            let is_last = page.is_empty() || !has_more;
+            // A cursor that comes back leads nowhere.
+            let stays =
+                last.is_some() && page.last().and_then(|row| row.get(cursor)) == last.as_ref();
+            let is_last = page.is_empty() || !has_more || stays;
             rows.extend(page);
             if is_last {
                 return Ok(rows);

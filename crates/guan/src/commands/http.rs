@@ -1,6 +1,6 @@
 //! One HTTP/1.1 exchange on a connection that exists: for the admin socket and for asking an upstream its models.
 //!
-//! It decides how much is read and for how long; it follows nothing and keeps nothing. Called by `key` and `probe`.
+//! It decides how much is read and for how long; it follows nothing and keeps nothing. Called by `door` and `probe`.
 
 use std::io::{self, Read, Write};
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use control::certificates::keeper::{Keeper, Pair};
 use control::secrets::Secrets;
-use gateway::door::handshake::{Clients, server_config};
+use gateway::door::handshake::{Clients, Tls, server_config};
 use gateway::state::Gateway;
 use rules::chain::Entry;
 use tokio::sync::mpsc;
@@ -36,7 +36,7 @@ pub(super) fn keeper(
 pub(super) fn taken_up(
     pair: Pair,
     clients: Option<&Clients>,
-) -> Result<(rustls::ServerConfig, Option<String>), Reason> {
+) -> Result<(Tls, Option<String>), Reason> {
     let config = server_config(pair.chain, pair.key, clients)?;
     Ok((config, pair.published))
 }

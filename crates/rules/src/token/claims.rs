@@ -7,6 +7,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use super::{Issuer, Rule};
+use crate::ident;
 use crate::refusal::{Refusal, Unadmitted, Untrusted};
 
 /// The longest subject and project, bytes.
@@ -107,8 +108,7 @@ fn is_for_us(audience: Option<&Value>, ours: &[String]) -> bool {
 /// A name that can stand in a record.
 fn name(value: &Value) -> Option<&str> {
     let text = value.as_str()?;
-    let good =
-        !text.is_empty() && text.len() <= LONGEST_NAME && !text.chars().any(char::is_control);
+    let good = !text.is_empty() && text.len() <= LONGEST_NAME && !ident::hides(text);
     good.then_some(text)
 }
 

@@ -10,7 +10,7 @@ use http_body_util::{BodyExt, Full};
 use super::*;
 use crate::actor::Actor;
 use crate::api::table::table;
-use crate::keys::{NewAdmin, Right};
+use crate::keys::{NewAdmin, Refused, Right};
 use crate::testbench::new_key;
 
 pub(super) struct Door {
@@ -207,7 +207,14 @@ async fn a_token_ends_when_it_expires_or_is_taken_back_and_says_when_it_was_used
         door.bench.audit.clone(),
         later,
     );
-    assert_eq!(keys.admin_by(&short).await.unwrap_err(), None);
+    let why = |refused| match refused {
+        Refused::Because(reason, id) => (reason, id.is_some()),
+        Refused::Unknown(fault) => panic!("{fault}"),
+    };
+    let ended = keys.admin_by(&short).await.unwrap_err();
+    assert_eq!(why(ended), ("expired-admin-token", true));
+    let gone = keys.admin_by(&token).await.unwrap_err();
+    assert_eq!(why(gone), ("revoked-admin-token", true));
     // It is kept as a digest only, and is never a key.
     let list = crate::keys::read_list(&owner, crate::keys::Foreign::Plain);
     assert!(list.unwrap_err().to_string().contains("admin token"));
@@ -217,6 +224,43 @@ async fn a_token_ends_when_it_expires_or_is_taken_back_and_says_when_it_was_used
         (said.status, said.body["error"]["type"].as_str()),
         (503, Some("service_unavailable_error"))
     );
+}
+
+/// Whoever had a stolen token may have made himself others.
+#[tokio::test]
+async fn a_token_is_taken_back_with_those_that_were_made_with_it_if_so_asked() {
+    let door = Door::open().await;
+    let line = "POST /admin/v1/admins";
+    let body = r#"{"name":"n","right":"owner"}"#;
+    let root = door.token(Right::Owner, None).await;
+    let mut tokens = vec![root.clone()];
+    let mut ids = Vec::new();
+    for _ in 0..3 {
+        let made = door.ask(tokens.last().unwrap(), line, &[], body).await.body;
+        tokens.push(made["token"].as_str().unwrap().to_owned());
+        ids.push(made["id"].as_str().unwrap().to_owned());
+    }
+    let me = "GET /admin/v1/me";
+    for (query, good) in [("", true), ("?with_made=true", false)] {
+        let path = format!("DELETE /admin/v1/admins/{}{query}", ids[0]);
+        let gone = door.ask(&root, &path, &[], "").await.body;
+        let made = gone["made"].as_array().unwrap();
+        let mut named: Vec<&str> = made.iter().map(|one| one["id"].as_str().unwrap()).collect();
+        let mut wanted = [&*ids[1], &*ids[2]];
+        named.sort_unstable();
+        wanted.sort_unstable();
+        assert_eq!(named, wanted, "{query}");
+        assert_eq!(made[0]["revoked_at"].is_null(), good);
+        assert_eq!(door.status(&tokens[1], me, "").await, 401);
+        for token in &tokens[2..] {
+            let status = door.status(token, me, "").await;
+            assert_eq!(status, if good { 200 } else { 401 });
+        }
+    }
+    assert_eq!(door.status(&root, me, "").await, 200);
+    let revoked = door.bench.actions();
+    let revoked = revoked.iter().filter(|one| *one == "admin-revoke").count();
+    assert_eq!(revoked, 4);
 }
 
 #[tokio::test]
@@ -234,6 +278,14 @@ async fn nobody_gives_what_he_does_not_hold() {
     assert_eq!(made.status, 201, "{}", made.body);
     let creator = made.body["created_by"].as_str().unwrap();
     assert!(creator.starts_with("admin:"));
+    let whole = door.token(Right::Operator, None).await;
+    let line = "POST /admin/v1/projects";
+    assert_eq!(door.status(&whole, line, r#"{"name":"p"}"#).await, 201);
+    assert_eq!(
+        door.status(&whole, line, r#"{"name":"0123456789ab"}"#)
+            .await,
+        400
+    );
     let own = format!("/admin/v1/keys/{}", made.body["id"].as_str().unwrap());
     let other = format!("/admin/v1/keys/{}", boss.id);
     let import = r#"{"form":"plain","list":"sk-litellm-1","like":{"name":"a","role":"admin"}}"#;
@@ -251,6 +303,10 @@ async fn nobody_gives_what_he_does_not_hold() {
             "POST /admin/v1/admins".to_owned(),
             r#"{"name":"a","right":"viewer"}"#,
         ),
+        ("POST /admin/v1/projects".to_owned(), r#"{"name":"q"}"#),
+        ("PATCH /admin/v1/projects/p".to_owned(), r#"{"own":null}"#),
+        ("POST /admin/v1/projects/p/disable".to_owned(), ""),
+        ("POST /admin/v1/projects/p/enable".to_owned(), ""),
     ] {
         let any = [("if-match", "*")];
         let more = if line.starts_with("PATCH") {
@@ -279,6 +335,6 @@ async fn nobody_gives_what_he_does_not_hold() {
     assert_eq!(change.source_ip.as_deref(), Some("192.0.2.7"));
     assert_eq!(change.user_id.as_deref(), Some(creator));
     // One for each route: a PATCH of his own and of another's key are one caller and one reason.
-    assert_eq!(of("admin-denied").count(), 6);
+    assert_eq!(of("admin-denied").count(), 10);
     assert!(of("admin-denied").all(|record| record.status == Some(403)));
 }

@@ -6,6 +6,7 @@ use super::remote::{Door, doors};
 use super::*;
 use crate::keys::Right;
 use crate::store::{Cursor, NodeRow, Sums, UsageKey};
+use crate::testbench::futures_of;
 
 const KEYS: &str = "POST /admin/v1/keys";
 const BODY: &str = r#"{"name":"a","role":"user"}"#;
@@ -30,7 +31,7 @@ async fn a_request_that_is_sent_twice_acts_once_and_shows_its_secret_once() {
             assert_eq!(said.body["key"].is_string(), secret, "{}", said.body);
         }
         // What is kept has no secret in it.
-        let digest = door.bench.keys.digest_of_request(b"");
+        let digest = door.bench.keys.digest_of_request(&[]);
         let by = format!("admin:{}", token.get(14..26).unwrap());
         let kept = door
             .bench
@@ -91,6 +92,22 @@ async fn a_first_sending_that_was_cut_is_told_and_its_key_is_free_after_a_day() 
     }
 }
 
+/// The database's word may have been lost after it acted: nobody can say, so nothing acts twice.
+#[tokio::test]
+async fn a_request_that_failed_on_our_side_is_not_run_again_under_its_key() {
+    let door = Door::open().await;
+    let token = door.token(Right::Operator, None).await;
+    let once = [("idempotency-key", "k")];
+    door.bench.log_works.store(false, Ordering::SeqCst);
+    assert_eq!(door.ask(&token, KEYS, &once, BODY).await.status, 503);
+    door.bench.log_works.store(true, Ordering::SeqCst);
+    let said = door.ask(&token, KEYS, &once, BODY).await;
+    let code = said.body["error"]["code"].as_str();
+    assert_eq!((said.status, code), (409, Some("idempotency_key_in_use")));
+    let other = [("idempotency-key", "l")];
+    assert_eq!(door.ask(&token, KEYS, &other, BODY).await.status, 201);
+}
+
 /// Of many that are sent at once one acts; the others are told that it hasn't ended, or get its answer.
 #[tokio::test]
 async fn of_many_equal_requests_at_once_one_acts() {
@@ -105,28 +122,6 @@ async fn of_many_equal_requests_at_once_one_acts() {
         }
         assert_eq!((made, door.bench.keys.list().await.unwrap().len()), (1, 1));
     }
-}
-
-/// All at once, on this task.
-async fn futures_of<F: Future>(all: impl Iterator<Item = F>) -> Vec<F::Output> {
-    let mut open: Vec<_> = all.map(|one| (Box::pin(one), None)).collect();
-    std::future::poll_fn(move |context| {
-        let mut is_whole = true;
-        for (one, done) in &mut open {
-            if done.is_none() {
-                match one.as_mut().poll(context) {
-                    std::task::Poll::Ready(output) => *done = Some(output),
-                    std::task::Poll::Pending => is_whole = false,
-                }
-            }
-        }
-        if is_whole {
-            let outputs = std::mem::take(&mut open).into_iter();
-            return std::task::Poll::Ready(outputs.filter_map(|(_, done)| done).collect());
-        }
-        std::task::Poll::Pending
-    })
-    .await
 }
 
 /// Five of everything that is listed.

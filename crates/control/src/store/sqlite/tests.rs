@@ -142,7 +142,7 @@ async fn who_holds_the_database_makes_writers_busy_and_readers_go_on() {
         .unwrap();
     let mut other = bench.hold().await;
     let began = Instant::now();
-    let fault = bench.store.revoke(created.id, 1).await.unwrap_err();
+    let fault = bench.store.revoke(created.id, None, 1).await.unwrap_err();
     assert_eq!(fault, StoreFault::Busy);
     assert!(
         began.elapsed() >= BUSY && began.elapsed() < BUSY * 20,
@@ -154,7 +154,14 @@ async fn who_holds_the_database_makes_writers_busy_and_readers_go_on() {
         [created.row]
     );
     sqlx::raw_sql("ROLLBACK").execute(&mut other).await.unwrap();
-    assert!(bench.store.revoke(created.id, 1).await.unwrap().is_some());
+    assert!(
+        bench
+            .store
+            .revoke(created.id, None, 1)
+            .await
+            .unwrap()
+            .is_some()
+    );
 }
 
 #[tokio::test]

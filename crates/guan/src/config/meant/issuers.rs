@@ -47,11 +47,14 @@ pub(super) fn convert(
         if ca.is_some() && !url.starts_with("https://") {
             judge.fault(&seat, "ca", "is for an https address; leave it out");
         }
-        match Source::parse(&url, one.jwks_url.as_deref(), ca.as_deref()) {
-            Ok(source) => sources.push(source),
+        let source = Source::parse(&url, one.jwks_url.as_deref(), ca.as_deref());
+        let meant = judge.issuer(&seat, &url, one, roles);
+        match source {
+            Ok(source) => {
+                sources.push(source.good_for(Duration::from_nanos(meant.keys_max_stale)));
+            }
             Err((key, why)) => judge.fault(&seat, key, &why),
         }
-        let meant = judge.issuer(&seat, &url, one, roles);
         let _none = issuers.insert(url, Arc::new(meant));
     }
     (issuers, sources)
@@ -152,7 +155,21 @@ impl Judge {
 
     fn issuer_rule(&mut self, seat: &Seat, rule: written::IssuerMap, roles: &Roles) -> Rule {
         let when = match (rule.claim, rule.has) {
-            (Some(claim), Some(has)) => Some((claim, has)),
+            (Some(claim), Some(has)) => {
+                if !is_text(&claim) {
+                    self.fault(seat, "claim", "must be a claim's name");
+                }
+                // Words are told apart by blanks: none holds one, and none is empty.
+                let words = claim == "scope" || claim == "scp";
+                if !is_text(&has) || (words && has.contains(' ')) {
+                    self.fault(
+                        seat,
+                        "has",
+                        "must be one value, not blank and at most 255 bytes",
+                    );
+                }
+                Some((claim, has))
+            }
             (None, None) => None,
             (Some(_), None) => {
                 self.fault(
