@@ -40,10 +40,11 @@ mod deliver {
 }
 
 mod upstream {
-    //! The client half of HTTP/1.1, towards model servers only.
+    //! The client half of HTTP/1.1, towards model servers only; and how they stand.
     pub(crate) mod client;
     pub(crate) mod connect;
     pub(crate) mod framing;
+    pub(crate) mod replicas;
 }
 
 pub mod limits {

@@ -23,6 +23,7 @@ use crate::record::metrics::Metrics;
 use crate::record::slot::Slots;
 use crate::record::trail::{Strangers, Trail};
 use crate::settings::Settings;
+use crate::upstream::replicas::Replicas;
 
 /// Everything that requests need, shared by all cores.
 #[derive(Debug)]
@@ -31,6 +32,8 @@ pub struct Gateway {
     pub settings: ArcSwap<Settings>,
     /// Who waits for which model.
     pub(crate) lines: Lines,
+    /// What each replica has to do.
+    pub(crate) replicas: Replicas,
     /// The keys; replaced by [`Gateway::publish`].
     pub keys: ArcSwap<Keys>,
     /// Told each time the keys are replaced.
@@ -103,8 +106,11 @@ impl Gateway {
     pub fn new(parts: Parts) -> Self {
         let lines = Lines::default();
         lines.take_up(&parts.settings);
+        let replicas = Replicas::default();
+        replicas.take_up(&parts.settings);
         Self {
             lines,
+            replicas,
             settings: ArcSwap::from_pointee(parts.settings),
             keys: ArcSwap::from_pointee(parts.keys),
             news: tokio::sync::watch::Sender::default(),
@@ -132,6 +138,7 @@ impl Gateway {
     /// Replaces the config.
     pub fn take_up(&self, settings: Settings) {
         self.lines.take_up(&settings);
+        self.replicas.take_up(&settings);
         self.settings.store(Arc::new(settings));
     }
 

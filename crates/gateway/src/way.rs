@@ -175,7 +175,10 @@ impl Known<'_> {
         };
         let permit = match gateway.trail.permit() {
             Ok(permit) => permit,
-            Err(refusal) => return refuse(self.id, &refusal),
+            Err(refusal) => {
+                gateway.metrics.refused(refusal.word());
+                return refuse(self.id, &refusal);
+            }
         };
         let mut account = Account::open(
             gateway,
@@ -253,20 +256,28 @@ impl Known<'_> {
             Err(refusal) => return self.end(account, &refusal).await,
         };
         let queued = admission.queued();
-        let begun = account.begun.clone();
+        let (begun, holder) = (account.begun.clone(), account.holder());
+        let (waits, tokens) = (queued.is_some(), reserved.judged.bound.total());
         let (core, asked) = (Rc::clone(self.core), Arc::clone(&model));
         let delivery = async move {
-            let seat = match admission.seat().await {
+            let mut seat = match admission.seat().await {
                 Ok(seat) => seat,
                 Err(refusal) => return Delivered::not(refusal),
             };
+            // Its key may have been taken back while it waited.
+            if let Some(why) = holder.taken_back(&core.gateway).filter(|_| waits) {
+                return Delivered::not(Refusal::UnknownKey(why));
+            }
             let order = match balance(&core.gateway, &asked) {
                 Ok(order) => order,
                 Err(refusal) => return Delivered::not(refusal),
             };
             // From here on a client that leaves may have cost the upstream its prompt.
             begun.set();
-            let mut delivered = forward(core, asked, order, outgoing).await;
+            if let Some(seat) = &mut seat {
+                seat.begin();
+            }
+            let mut delivered = forward(core, asked, order, outgoing, tokens).await;
             delivered.seat = seat;
             delivered
         };

@@ -1,20 +1,26 @@
-//! How many calls a model server takes at the same time, learned from how long its first tokens take.
+//! How many calls a model server takes at the same time, learned from how fast it answers.
 //!
-//! A gradient method, after Netflix's concurrency-limits: the limit follows the ratio of the time that first tokens
-//! take while little runs to the time that they take now. While they are nearly as fast, it grows by a part of its root;
-//! when they are slower by half, it shrinks in proportion. What they take while little runs is learned whenever at most
-//! half of the limit runs; if that never happens by itself, the limit is halved for a moment after every 512 calls, so
-//! that a server which is always full doesn't come to look as if slow were usual. A server that says itself that it has
-//! too much (429, 503, a time-out) shrinks the limit by a quarter, once for all calls that ran then.
+//! A gradient method, after Netflix's concurrency-limits: the limit follows the ratio of what a call takes while little
+//! runs to what it takes now. A stream tells how long its first token took, a whole answer how long each of its tokens
+//! took; each of the two is compared with its own kind only. While they are nearly as fast, the limit grows by a part of
+//! its root; when they are slower by half, it shrinks in proportion. What they take while little runs is learned
+//! whenever at most half of the limit runs; if that never happens by itself, the limit is halved for a moment after every
+//! 512 calls, so that a server which is always full doesn't come to look as if slow were usual. Prompts differ, so a call
+//! counts as three times the usual at most, and both sides are means of the same mix. A server that says itself that it
+//! has too much (429, 503, no answer in time) shrinks the limit by a quarter, once for all calls that ran then, and at
+//! most every two seconds.
 //!
 //! Pure: time is an argument, milliseconds on one clock. Called by `gateway::check::admit`.
 
-/// By how much first tokens may be slower than usual before the limit shrinks.
+/// By how much a call may be slower than usual before the limit shrinks.
 const TOLERANCE: f64 = 1.5;
 
-/// Share of a new sample in a mean.
+/// Share of a new sample in the mean of now, and in that of little load.
 const SHARE: f64 = 0.1;
-const SLOWLY: f64 = 0.01;
+const LIGHT_SHARE: f64 = 0.05;
+
+/// How many times the usual a sample may count.
+const OUTLIER: f64 = 3.0;
 
 /// How much of a change is made with each sample.
 const STEP: f64 = 0.1;
@@ -28,6 +34,9 @@ const PROBES: u32 = 8;
 /// What a server that says "too much" leaves of the limit.
 const CUT: f64 = 0.75;
 
+/// Between two cuts, milliseconds: until calls that started under the smaller limit have their say.
+const COOL_DOWN_MS: u64 = 2000;
+
 /// What one call had to tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Told {
@@ -36,8 +45,41 @@ pub enum Told {
         /// The time, milliseconds.
         ms: u64,
     },
+    /// It was answered in one piece.
+    Whole {
+        /// The time in its place, milliseconds.
+        ms: u64,
+        /// Tokens of the answer.
+        tokens: u64,
+    },
     /// The server refused it for load, or didn't answer in time.
     TooMuch,
+}
+
+/// What calls of one kind take, in its own unit.
+#[derive(Clone, Copy, Debug, Default)]
+struct Speed {
+    /// While little runs; `None` before the first.
+    light: Option<f64>,
+    /// Under load, since little ran last.
+    now: Option<f64>,
+}
+
+impl Speed {
+    /// A sample while little runs.
+    fn light(&mut self, sample: f64) {
+        let light = self.light.unwrap_or(sample);
+        self.light = Some(light + (sample.min(light * OUTLIER) - light) * LIGHT_SHARE);
+    }
+
+    /// A sample under load: how many times the usual calls take now.
+    fn loaded(&mut self, sample: f64) -> f64 {
+        let light = *self.light.get_or_insert(sample);
+        let now = self.now.unwrap_or(light);
+        let now = now + (sample.min(light * OUTLIER) - now) * SHARE;
+        self.now = Some(now);
+        now / light
+    }
 }
 
 /// A limit that learns.
@@ -46,15 +88,13 @@ pub struct Adaptive {
     limit: f64,
     least: f64,
     most: f64,
-    /// Milliseconds to a first token while little runs; `None` before the first.
-    light: Option<f64>,
-    /// And now.
-    now: f64,
+    first_token: Speed,
+    whole: Speed,
     /// Samples since little ran; and samples that the halved limit still lasts.
     loaded: u32,
     probing: u32,
-    /// Calls that started before this moment have told their "too much" already.
-    cut_at: u64,
+    /// When the limit was cut last: calls that started before have told their "too much" already.
+    cut_at: Option<u64>,
 }
 
 impl Adaptive {
@@ -67,11 +107,11 @@ impl Adaptive {
             limit: f64::from(first).clamp(least, most),
             least,
             most,
-            light: None,
-            now: 0.0,
+            first_token: Speed::default(),
+            whole: Speed::default(),
             loaded: 0,
             probing: 0,
-            cut_at: 0,
+            cut_at: None,
         }
     }
 
@@ -95,29 +135,28 @@ impl Adaptive {
     pub fn learn(&mut self, told: Told, started: u64, at: u64, running: u32) {
         match told {
             Told::TooMuch => {
-                if started >= self.cut_at {
-                    self.cut_at = at;
+                let new = |cut_at| started >= cut_at && at.saturating_sub(cut_at) >= COOL_DOWN_MS;
+                if self.cut_at.is_none_or(new) {
+                    self.cut_at = Some(at);
                     self.set(self.limit * CUT);
                 }
             }
-            Told::FirstToken { ms } => {
-                let sample = f64::from(u32::try_from(ms.max(1)).unwrap_or(u32::MAX));
-                self.first_token(sample, f64::from(running));
+            Told::FirstToken { ms } => self.sample(|all| &mut all.first_token, float(ms), running),
+            Told::Whole { ms, tokens } => {
+                let each = float(ms) / float(tokens);
+                self.sample(|all| &mut all.whole, each, running);
             }
         }
     }
 
-    fn first_token(&mut self, sample: f64, running: f64) {
-        let mut light = self.light.unwrap_or(sample);
-        let full = running * 2.0 > self.limit + 1.0;
+    fn sample(&mut self, of: fn(&mut Self) -> &mut Speed, sample: f64, running: u32) {
+        let full = f64::from(running) * 2.0 > self.limit + 1.0;
         // With one place or two nothing is less.
         if !full || self.limit < 2.0 {
-            // Slower only slowly: a server that is still too full looks slow as well.
-            let share = if sample > light { SLOWLY } else { SHARE };
-            light += (sample - light) * share;
+            of(self).light(sample);
         }
-        self.light = Some(light);
         if !full && self.limit >= 2.0 {
+            (self.first_token.now, self.whole.now) = (None, None);
             self.loaded = 0;
             self.probing = self.probing.saturating_sub(1);
             return;
@@ -130,16 +169,13 @@ impl Adaptive {
             }
             return;
         }
-        if self.loaded == 0 {
-            self.now = sample;
-        }
-        self.now += (sample - self.now) * SHARE;
+        let times = of(self).loaded(sample);
         self.loaded = self.loaded.saturating_add(1);
         if self.loaded >= PROBE_AFTER {
             (self.probing, self.loaded) = (PROBES, 0);
             return;
         }
-        let gradient = (TOLERANCE * light / self.now).clamp(0.5, 1.0);
+        let gradient = (TOLERANCE / times).clamp(0.5, 1.0);
         let next = if gradient < 1.0 {
             self.limit * gradient
         } else {
@@ -151,6 +187,11 @@ impl Adaptive {
     fn set(&mut self, limit: f64) {
         self.limit = limit.clamp(self.least, self.most);
     }
+}
+
+/// At least one.
+fn float(n: u64) -> f64 {
+    f64::from(u32::try_from(n.max(1)).unwrap_or(u32::MAX))
 }
 
 #[cfg(test)]
@@ -187,18 +228,78 @@ mod tests {
     }
 
     #[test]
-    fn too_much_counts_once_for_all_that_ran_then() {
+    fn too_much_counts_once_for_all_that_ran_then_and_once_in_a_while() {
         let mut adaptive = Adaptive::new(100, 1, 1000);
         for _ in 0..50 {
             adaptive.learn(Told::TooMuch, 10, 20, 100);
         }
         assert_eq!(adaptive.limit(), 75);
-        adaptive.learn(Told::TooMuch, 21, 30, 75);
+        // A server that refuses at once: calls that start after the cut are refused as well, until it has fewer.
+        for n in 0..50 {
+            adaptive.learn(Told::TooMuch, 21 + n * 30, 30 + n * 30, 75);
+        }
+        assert_eq!(adaptive.limit(), 75);
+        adaptive.learn(Told::TooMuch, 19, 2020, 75);
+        assert_eq!(adaptive.limit(), 75, "it ran before the cut");
+        adaptive.learn(Told::TooMuch, 2010, 2020, 75);
         assert_eq!(adaptive.limit(), 56);
-        for n in 0..100 {
-            adaptive.learn(Told::TooMuch, 100 * n + 31, 100 * n + 131, 1);
+        for n in 1..100 {
+            adaptive.learn(Told::TooMuch, 2000 * n + 2019, 2000 * n + 2020, 1);
         }
         assert_eq!(adaptive.limit(), 1);
+    }
+
+    #[test]
+    fn whole_answers_let_it_grow_and_shrink_too() {
+        let mut adaptive = Adaptive::new(8, 1, 1000);
+        for n in 0..30_000_u64 {
+            let running = adaptive.limit();
+            // 20 ms a token with up to 64 calls, slower in proportion above; answers of all lengths.
+            let tokens = 50 + n * 7919 % 400;
+            let ms = tokens * (20 * u64::from(running) / 64).max(20);
+            adaptive.learn(Told::Whole { ms, tokens }, n, n, running);
+        }
+        let found = adaptive.limit / 64.0;
+        assert!((0.9..2.0).contains(&found), "{found}");
+    }
+
+    #[test]
+    fn streams_and_whole_answers_are_not_taken_for_each_other() {
+        let mut adaptive = Adaptive::new(8, 1, 1000);
+        for n in 0..5000_u64 {
+            let running = adaptive.limit().min(200);
+            let told = if n % 2 == 0 {
+                Told::FirstToken { ms: 900 }
+            } else {
+                Told::Whole {
+                    ms: 2000,
+                    tokens: 100,
+                }
+            };
+            adaptive.learn(told, n, n, running);
+        }
+        assert!(adaptive.limit() > 200, "{}", adaptive.limit());
+    }
+
+    #[test]
+    fn prompts_of_all_lengths_are_not_taken_for_load() {
+        // Nine short ones and a long one; half and half; a rare giant. The server is far from full.
+        for (every, long) in [(10, 3000), (2, 400), (50, 60_000)] {
+            let mut adaptive = Adaptive::new(8, 1, 1000);
+            let mut n = 0;
+            for _ in 0..20_000_u64 {
+                n += 1;
+                // A busy time after a quiet one, again and again.
+                let running = if n % 2000 < 100 { 1 } else { adaptive.limit() };
+                let ms = if n * 7919 % every == 0 { long } else { 100 };
+                adaptive.learn(Told::FirstToken { ms }, n, n, running);
+            }
+            assert!(
+                adaptive.limit() > 200,
+                "{every} {long}: {}",
+                adaptive.limit()
+            );
+        }
     }
 
     #[test]

@@ -2,12 +2,14 @@
 //!
 //! Start-time fair queueing (Goyal, Vin, Cheng 1996) in two levels. What is shared is token-seconds: the tokens that
 //! a call holds times the time that it holds them, which is what fills a model server's memory. A call is charged an
-//! estimate when it starts and what it really took when it ends. Whoever has had least for his weight goes next;
-//! first come, first served only within one caller. A tenant that was idle gains nothing by it.
+//! estimate when it starts and what it really took when it ends, both divided by the weight that it came with. Whoever
+//! has had least goes next; first come, first served only within one caller. A tenant that was idle gains nothing by
+//! it, and loses nothing by others' estimates: what has been served is counted by what was really taken.
 //!
-//! Two rules more. When the line is full, the newest call of the tenant with the longest line makes room, so that
-//! nobody is kept out by another's heap. And of four places and more, a quarter can't be taken by a tenant that has
-//! all the rest while others were here in the last ten seconds: their next call finds a place at once.
+//! Two rules more. When the line is full, the newest call of the tenant with the longest line makes room, or within a
+//! tenant that of its busiest caller, so that nobody is kept out by another's heap. And of four places and more, a
+//! quarter can't be taken by a tenant that has all the rest while others were here in the last ten seconds: their next
+//! call finds a place at once.
 //!
 //! Pure: time is an argument, milliseconds on one clock. Called by `gateway::check::admit`.
 
@@ -26,6 +28,9 @@ const RECENT: usize = 64;
 /// What a service is taken to last before one has ended, milliseconds.
 const FIRST_SERVICE_MS: u64 = 1000;
 
+/// How many times the mean one service may count in the mean.
+const OUTLIER: u64 = 8;
+
 /// Idle tenants and callers that may lie around before they are swept out.
 const IDLE: usize = 64;
 
@@ -38,7 +43,7 @@ pub struct Ask<T> {
     pub caller: T,
     /// Tokens that it may hold.
     pub tokens: u64,
-    /// The tenant's share against others, at least one.
+    /// By how much less it counts against its tenant, at least one.
     pub weight: u32,
 }
 
@@ -54,8 +59,24 @@ pub enum Entered {
         /// A waiting call that is refused now.
         instead: Option<Ticket>,
     },
-    /// The line is full, and its own tenant's calls fill it.
-    Full,
+    /// It would wait for longer than it may. Nobody had to leave for it.
+    TooLate(Duration),
+    /// The line is full, and nobody in it has more than he should.
+    Full {
+        /// Calls of the same caller are in it.
+        own: bool,
+    },
+}
+
+/// What a call has to show for its place when it leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Left {
+    /// Nothing: it never went on, so it pays for nothing.
+    Unused,
+    /// It held so many tokens in the end.
+    Held(u64),
+    /// It isn't known: what it asked for counts.
+    Unknown,
 }
 
 /// How a waiting call stands: an estimate.
@@ -74,7 +95,8 @@ pub struct Queue<T> {
     running: u32,
     most_waiting: usize,
     waiting: usize,
-    /// Virtual time: the start tag of the tenant that was served last.
+    /// Virtual time: what the tenant that was served last had really had by then. Estimates of running calls aren't in
+    /// it: they go back, and time doesn't.
     now: u128,
     tenants: BTreeMap<T, Tenant<T>>,
     /// Tenants that wait, by start tag.
@@ -87,10 +109,39 @@ pub struct Queue<T> {
     left: usize,
 }
 
+/// What somebody has had.
+#[derive(Clone, Copy, Debug, Default)]
+struct Share {
+    /// By calls that have ended.
+    settled: u128,
+    /// And by estimates of those that run.
+    outstanding: u128,
+}
+
+impl Share {
+    /// What decides who goes next.
+    const fn tag(self) -> u128 {
+        self.settled.saturating_add(self.outstanding)
+    }
+
+    /// Having been away gains nothing.
+    fn catch_up(&mut self, now: u128) {
+        self.settled = self.settled.max(now);
+    }
+
+    fn start(&mut self, estimate: u128) {
+        self.outstanding = self.outstanding.saturating_add(estimate);
+    }
+
+    fn end(&mut self, estimate: u128, real: u128) {
+        self.outstanding = self.outstanding.saturating_sub(estimate);
+        self.settled = self.settled.saturating_add(real);
+    }
+}
+
 #[derive(Debug)]
 struct Tenant<T> {
-    tag: u128,
-    weight: u128,
+    share: Share,
     running: u32,
     waiting: usize,
     seen: u64,
@@ -103,7 +154,7 @@ struct Tenant<T> {
 
 #[derive(Debug, Default)]
 struct Caller {
-    tag: u128,
+    share: Share,
     running: u32,
     seen: u64,
     line: VecDeque<Ticket>,
@@ -114,8 +165,16 @@ struct Call<T> {
     tenant: T,
     caller: T,
     tokens: u64,
-    /// When it started, and what it was charged then, token-milliseconds.
-    started: Option<(u64, u128)>,
+    weight: u128,
+    started: Option<Started>,
+}
+
+/// A call's place.
+#[derive(Clone, Copy, Debug)]
+struct Started {
+    since: u64,
+    /// What it was charged then, token-milliseconds, before its weight.
+    estimate: u128,
 }
 
 impl<T: Clone + Ord> Queue<T> {
@@ -169,19 +228,26 @@ impl<T: Clone + Ord> Queue<T> {
         self.start_all(at, started);
     }
 
-    /// A call comes at `at`.
-    pub fn enter(&mut self, ask: Ask<T>, at: u64) -> Entered {
+    /// Time has passed: a place that was kept for somebody may be anybody's now. Calls that may start are added to
+    /// `started`.
+    pub fn tick(&mut self, at: u64, started: &mut Vec<Ticket>) {
+        self.start_all(at, started);
+    }
+
+    /// A call comes at `at` and would wait for `patience`. Others that may start now are added to `started`.
+    pub fn enter(
+        &mut self,
+        ask: Ask<T>,
+        patience: Duration,
+        at: u64,
+        started: &mut Vec<Ticket>,
+    ) -> Entered {
         self.sweep(at);
-        let Ask {
-            tenant: name,
-            caller: caller_name,
-            tokens,
-            weight,
-        } = ask;
+        self.start_all(at, started);
+        let (name, caller_name) = (ask.tenant.clone(), ask.caller.clone());
         let now = self.now;
         let tenant = self.tenants.entry(name.clone()).or_insert_with(|| Tenant {
-            tag: now,
-            weight: 1,
+            share: Share::default(),
             running: 0,
             waiting: 0,
             seen: at,
@@ -191,25 +257,25 @@ impl<T: Clone + Ord> Queue<T> {
             ready: BTreeSet::new(),
         });
         tenant.seen = at;
-        tenant.weight = u128::from(weight.max(1));
         if tenant.waiting == 0 {
-            // Having been away gains nothing.
-            tenant.tag = tenant.tag.max(now);
+            tenant.share.catch_up(now);
         }
         tenant.sweep(at);
         let inner = tenant.now;
         let caller = tenant.callers.entry(caller_name.clone()).or_default();
         caller.seen = at;
         if caller.line.is_empty() {
-            caller.tag = caller.tag.max(inner);
+            caller.share.catch_up(inner);
         }
         let own = tenant.waiting;
+        let mine = caller.line.len();
         self.next = self.next.wrapping_add(1);
         let ticket = self.next;
         let call = Call {
             tenant: name.clone(),
             caller: caller_name,
-            tokens,
+            tokens: ask.tokens,
+            weight: ask.weight.max(1).into(),
             started: None,
         };
         self.calls.insert(ticket, call);
@@ -219,56 +285,53 @@ impl<T: Clone + Ord> Queue<T> {
             self.start(ticket, at);
             return Entered::Started(ticket);
         }
-        let mut instead = None;
-        if self.waiting >= self.most_waiting {
-            instead = self.longest(own);
-            let Some(newest) = instead else {
-                self.calls.remove(&ticket);
-                return Entered::Full;
-            };
+        let entered = self.queue_up(ticket, own, mine, patience);
+        if let Entered::Waiting { .. } = entered {
+            self.remember(at, name);
+        } else {
+            self.calls.remove(&ticket);
+        }
+        entered
+    }
+
+    /// Puts a call into the line, if it has a chance there: the line is as before otherwise.
+    fn queue_up(&mut self, ticket: Ticket, own: usize, mine: usize, patience: Duration) -> Entered {
+        let instead = if self.waiting < self.most_waiting {
+            None
+        } else if let Some(newest) = self.longest(ticket, own, mine) {
             self.leave_line(newest);
+            Some(newest)
+        } else {
+            return Entered::Full { own: mine > 0 };
+        };
+        self.join_line(ticket);
+        let wait = self
+            .place(ticket)
+            .map_or(Duration::ZERO, |place| place.wait);
+        if wait > patience {
+            self.leave_line(ticket);
+            if let Some(newest) = instead {
+                // It was the last of its caller's line, and is again.
+                self.join_line(newest);
+            }
+            return Entered::TooLate(wait);
+        }
+        if let Some(newest) = instead {
             self.calls.remove(&newest);
         }
-        self.remember(at, name);
-        self.join_line(ticket);
         Entered::Waiting { ticket, instead }
     }
 
-    /// A call leaves: its place, or the line. `tokens` is what it held in the end, if that is known. Calls that may
-    /// start now are added to `started`.
-    pub fn leave(
-        &mut self,
-        ticket: Ticket,
-        tokens: Option<u64>,
-        at: u64,
-        started: &mut Vec<Ticket>,
-    ) {
+    /// A call leaves: its place, or the line. Calls that may start now are added to `started`.
+    pub fn leave(&mut self, ticket: Ticket, left: Left, at: u64, started: &mut Vec<Ticket>) {
         if self.calls.get(&ticket).is_some_and(|c| c.started.is_none()) {
             self.leave_line(ticket);
         }
         let Some(call) = self.calls.remove(&ticket) else {
             return;
         };
-        if let Some((since, charged)) = call.started {
-            let held = at.saturating_sub(since);
-            let real = u128::from(tokens.unwrap_or(call.tokens).max(1))
-                .saturating_mul(u128::from(held.max(1)));
-            self.charge(&call.tenant, &call.caller, real, charged);
-            self.running = self.running.saturating_sub(1);
-            if let Some(tenant) = self.tenants.get_mut(&call.tenant) {
-                tenant.running = tenant.running.saturating_sub(1);
-                if let Some(caller) = tenant.callers.get_mut(&call.caller) {
-                    caller.running = caller.running.saturating_sub(1);
-                }
-            }
-            // An eighth of each: a mean that follows.
-            self.service_ms = self
-                .service_ms
-                .saturating_mul(7)
-                .saturating_add(held)
-                .div_ceil(8)
-                .max(1);
-            self.remember(at, call.tenant);
+        if let Some(place) = call.started {
+            self.end(&call, place, left, at);
         }
         self.start_all(at, started);
         if self.calls.is_empty() {
@@ -277,6 +340,38 @@ impl<T: Clone + Ord> Queue<T> {
             self.left = 0;
             self.now = 0;
         }
+    }
+
+    /// A call gives its place back: what it really took replaces its estimate.
+    fn end(&mut self, call: &Call<T>, place: Started, left: Left, at: u64) {
+        let held = at.saturating_sub(place.since).max(1);
+        let tokens = match left {
+            Left::Unused => None,
+            Left::Held(tokens) => Some(tokens.max(1)),
+            Left::Unknown => Some(call.tokens.max(1)),
+        };
+        let real = tokens.map_or(0, |n| u128::from(n).saturating_mul(held.into()));
+        self.charge(call, |share, weight| {
+            share.end(part(place.estimate, weight), part(real, weight));
+        });
+        self.running = self.running.saturating_sub(1);
+        if let Some(tenant) = self.tenants.get_mut(&call.tenant) {
+            tenant.running = tenant.running.saturating_sub(1);
+            if let Some(caller) = tenant.callers.get_mut(&call.caller) {
+                caller.running = caller.running.saturating_sub(1);
+            }
+        }
+        if tokens.is_some() {
+            // An eighth of each: a mean that follows, but not one that hung.
+            let held = held.min(self.service_ms.saturating_mul(OUTLIER));
+            self.service_ms = self
+                .service_ms
+                .saturating_mul(7)
+                .saturating_add(held)
+                .div_ceil(8)
+                .max(1);
+        }
+        self.remember(at, call.tenant.clone());
     }
 
     /// How a waiting call stands; `None` if it doesn't wait.
@@ -318,20 +413,16 @@ impl<T: Clone + Ord> Queue<T> {
             return true;
         }
         // Others that were here a moment ago and have nothing now: each keeps a place, a quarter of them at most.
-        let mut others: Vec<&T> = Vec::new();
+        let mut kept = 0_u32;
         for (seen, other) in self.recent.iter().rev() {
-            if at.saturating_sub(*seen) > PRESENT_MS || others.len() >= places(quarter) {
+            if at.saturating_sub(*seen) > PRESENT_MS || kept >= quarter {
                 break;
             }
             let idle = |t: &Tenant<T>| t.running == 0 && t.waiting == 0;
-            if other != tenant
-                && !others.contains(&other)
-                && self.tenants.get(other).is_none_or(idle)
-            {
-                others.push(other);
+            if other != tenant && self.tenants.get(other).is_none_or(idle) {
+                kept = kept.saturating_add(1);
             }
         }
-        let kept = u32::try_from(others.len()).unwrap_or(u32::MAX);
         self.running.saturating_add(kept) < self.places
     }
 
@@ -355,46 +446,45 @@ impl<T: Clone + Ord> Queue<T> {
     }
 
     fn start(&mut self, ticket: Ticket, at: u64) {
-        let Some(call) = self.calls.get_mut(&ticket) else {
+        let Some(mut call) = self.calls.remove(&ticket) else {
             return;
         };
-        let estimate =
-            u128::from(call.tokens.max(1)).saturating_mul(u128::from(self.service_ms.max(1)));
-        call.started = Some((at, estimate));
-        let (name, caller_name) = (call.tenant.clone(), call.caller.clone());
+        let tokens = u128::from(call.tokens.max(1));
+        let estimate = tokens.saturating_mul(self.service_ms.max(1).into());
+        call.started = Some(Started {
+            since: at,
+            estimate,
+        });
         self.running = self.running.saturating_add(1);
-        if let Some(tenant) = self.tenants.get_mut(&name) {
-            self.now = self.now.max(tenant.tag);
+        if let Some(tenant) = self.tenants.get_mut(&call.tenant) {
+            self.now = self.now.max(tenant.share.settled);
             tenant.running = tenant.running.saturating_add(1);
-            if let Some(caller) = tenant.callers.get_mut(&caller_name) {
-                tenant.now = tenant.now.max(caller.tag);
+            if let Some(caller) = tenant.callers.get_mut(&call.caller) {
+                tenant.now = tenant.now.max(caller.share.settled);
                 caller.running = caller.running.saturating_add(1);
             }
         }
-        self.charge(&name, &caller_name, estimate, 0);
+        self.charge(&call, |share, weight| share.start(part(estimate, weight)));
+        self.calls.insert(ticket, call);
     }
 
-    /// Moves a tenant's and its caller's tags on by `real`, and back by what was `charged` before.
-    fn charge(&mut self, name: &T, caller_name: &T, real: u128, charged: u128) {
-        let Some(tenant) = self.tenants.get_mut(name) else {
+    /// Changes what a call's tenant and its caller have had. The weight counts between tenants only.
+    fn charge(&mut self, call: &Call<T>, change: impl Fn(&mut Share, u128)) {
+        let Some(tenant) = self.tenants.get_mut(&call.tenant) else {
             return;
         };
-        // Both weights are at least one.
-        let part = |of: u128, by: u128| of.checked_div(by).unwrap_or(of);
-        let moved = |tag: u128, by: u128| {
-            tag.saturating_add(part(real, by))
-                .saturating_sub(part(charged, by))
-        };
-        let (before, after) = (tenant.tag, moved(tenant.tag, tenant.weight));
-        tenant.tag = after;
-        if tenant.waiting > 0 && self.ready.remove(&(before, name.clone())) {
-            self.ready.insert((after, name.clone()));
+        let before = tenant.share.tag();
+        change(&mut tenant.share, call.weight);
+        let after = tenant.share.tag();
+        if tenant.waiting > 0 && self.ready.remove(&(before, call.tenant.clone())) {
+            self.ready.insert((after, call.tenant.clone()));
         }
-        if let Some(caller) = tenant.callers.get_mut(caller_name) {
-            let (before, after) = (caller.tag, moved(caller.tag, 1));
-            caller.tag = after;
-            if !caller.line.is_empty() && tenant.ready.remove(&(before, caller_name.clone())) {
-                tenant.ready.insert((after, caller_name.clone()));
+        if let Some(caller) = tenant.callers.get_mut(&call.caller) {
+            let before = caller.share.tag();
+            change(&mut caller.share, 1);
+            let after = caller.share.tag();
+            if !caller.line.is_empty() && tenant.ready.remove(&(before, call.caller.clone())) {
+                tenant.ready.insert((after, call.caller.clone()));
             }
         }
     }
@@ -408,9 +498,11 @@ impl<T: Clone + Ord> Queue<T> {
         };
         let caller = tenant.callers.entry(call.caller.clone()).or_default();
         caller.line.push_back(ticket);
-        tenant.ready.insert((caller.tag, call.caller.clone()));
+        tenant
+            .ready
+            .insert((caller.share.tag(), call.caller.clone()));
         tenant.waiting = tenant.waiting.saturating_add(1);
-        self.ready.insert((tenant.tag, call.tenant.clone()));
+        self.ready.insert((tenant.share.tag(), call.tenant.clone()));
         self.waiting = self.waiting.saturating_add(1);
     }
 
@@ -429,39 +521,42 @@ impl<T: Clone + Ord> Queue<T> {
         };
         caller.line.remove(at);
         if caller.line.is_empty() {
-            tenant.ready.remove(&(caller.tag, call.caller.clone()));
+            tenant
+                .ready
+                .remove(&(caller.share.tag(), call.caller.clone()));
         }
         tenant.waiting = tenant.waiting.saturating_sub(1);
         if tenant.waiting == 0 {
-            self.ready.remove(&(tenant.tag, call.tenant.clone()));
+            self.ready
+                .remove(&(tenant.share.tag(), call.tenant.clone()));
         }
         self.waiting = self.waiting.saturating_sub(1);
     }
 
-    /// The newest call of the busiest caller of the tenant with the longest line, if that is longer by more than one
-    /// than a line of `own`.
-    fn longest(&self, own: usize) -> Option<Ticket> {
-        let longest = self
-            .ready
-            .iter()
+    /// Who makes room for `ticket`, whose tenant has `own` calls in the line and its caller `mine`: the newest call of
+    /// the tenant with the longest line, or of the own tenant's busiest caller, if that line is longer by more than
+    /// one.
+    fn longest(&self, ticket: Ticket, own: usize, mine: usize) -> Option<Ticket> {
+        let waiting = self.ready.iter();
+        let longest = waiting
             .filter_map(|(_, name)| self.tenants.get(name))
             .max_by_key(|tenant| tenant.waiting)?;
-        if longest.waiting <= own.saturating_add(1) {
-            return None;
+        if longest.waiting > own.saturating_add(1) {
+            return longest.busiest()?.back().copied();
         }
-        let callers = longest.callers.values();
-        let busiest = callers.max_by_key(|caller| caller.line.len())?;
-        busiest.line.back().copied()
+        let call = self.calls.get(&ticket)?;
+        let line = self.tenants.get(&call.tenant)?.busiest()?;
+        (line.len() > mine.saturating_add(1))
+            .then(|| line.back().copied())
+            .flatten()
     }
 
+    /// A tenant was here at `at`. Each is remembered once, so that one that comes often pushes nobody out.
     fn remember(&mut self, at: u64, tenant: T) {
-        if let Some((seen, last)) = self.recent.back_mut()
-            && *last == tenant
-        {
-            *seen = at;
-            return;
-        }
-        if self.recent.len() >= RECENT {
+        let known = self.recent.iter().rposition(|(_, name)| *name == tenant);
+        if let Some(known) = known {
+            self.recent.remove(known);
+        } else if self.recent.len() >= RECENT {
             self.recent.pop_front();
         }
         self.recent.push_back((at, tenant));
@@ -481,6 +576,12 @@ impl<T: Clone + Ord> Queue<T> {
 }
 
 impl<T: Ord> Tenant<T> {
+    /// The line of the caller with most waiting calls.
+    fn busiest(&self) -> Option<&VecDeque<Ticket>> {
+        let lines = self.callers.values().map(|caller| &caller.line);
+        lines.max_by_key(|line| line.len())
+    }
+
     fn sweep(&mut self, at: u64) {
         if self.callers.len() <= self.left.saturating_mul(2).saturating_add(IDLE) {
             return;
@@ -492,8 +593,9 @@ impl<T: Ord> Tenant<T> {
     }
 }
 
-fn places(count: u32) -> usize {
-    usize::try_from(count).unwrap_or(usize::MAX)
+/// A weight's part; weights are at least one.
+fn part(of: u128, weight: u128) -> u128 {
+    of.checked_div(weight).unwrap_or(of)
 }
 
 #[cfg(test)]

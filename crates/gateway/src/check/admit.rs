@@ -14,7 +14,7 @@ use arc_swap::ArcSwap;
 use http::HeaderMap;
 use rules::adapt::{Adaptive, Told};
 use rules::key::KeyId;
-use rules::queue::{Ask, Entered, Place, Queue, Ticket};
+use rules::queue::{Ask, Entered, Left, Place, Queue, Ticket};
 use rules::refusal::Refusal;
 use tokio::sync::oneshot;
 
@@ -42,7 +42,9 @@ pub(crate) struct Line {
 #[derive(Debug)]
 struct State {
     queue: Queue<Tenant>,
-    /// Where the places are learned.
+    /// What the config says of its places.
+    places: Places,
+    /// Where they are learned.
     adaptive: Option<Adaptive>,
     /// Who is told `true` when he may start, `false` when he had to make room.
     waiting: HashMap<Ticket, oneshot::Sender<bool>>,
@@ -76,11 +78,18 @@ impl Lines {
         }
     }
 
+    /// Time has passed: places that were kept for somebody may be free for who waits.
+    pub(crate) fn tick(&self) {
+        for line in self.0.load().values() {
+            line.tick();
+        }
+    }
+
     /// Lets a call of `tokens` in, or into the line.
     ///
     /// # Errors
-    /// [`Refusal::QueueFull`] when its own tenant's calls fill the line, [`Refusal::Overloaded`] when it would wait for
-    /// longer than the config or its client allows.
+    /// [`Refusal::QueueFull`] when its own caller's calls fill the line, [`Refusal::Overloaded`] when others' do, or when
+    /// it would wait for longer than the config or its client allows.
     pub(crate) fn admit(
         &self,
         caller: &Caller,
@@ -111,6 +120,7 @@ impl Line {
             start: Instant::now(),
             state: Mutex::new(State {
                 queue: Queue::new(places.count, most_waiting),
+                places,
                 adaptive: learner(places),
                 waiting: HashMap::new(),
             }),
@@ -119,11 +129,18 @@ impl Line {
 
     fn enter(self: &Arc<Self>, ask: Ask<Tenant>, patience: Duration) -> Result<Admission, Refusal> {
         let mut state = self.lock();
-        match state.queue.enter(ask, self.now()) {
+        let (mut started, now) = (Vec::new(), self.now());
+        let entered = state.queue.enter(ask, patience, now, &mut started);
+        state.tell(&started);
+        match entered {
             Entered::Started(ticket) => Ok(Admission::Seated(Seat::new(self, ticket))),
-            Entered::Full => Err(Refusal::QueueFull {
+            Entered::Full { own: true } => Err(Refusal::QueueFull {
                 retry: state.queue.wait_of_next(),
             }),
+            Entered::Full { own: false } => Err(Refusal::Overloaded {
+                retry: state.queue.wait_of_next(),
+            }),
+            Entered::TooLate(retry) => Err(Refusal::Overloaded { retry }),
             Entered::Waiting { ticket, instead } => {
                 if let Some(left) = instead.and_then(|ticket| state.waiting.remove(&ticket)) {
                     // Whoever isn't there any more needn't be told.
@@ -131,27 +148,29 @@ impl Line {
                 }
                 let (told, turn) = oneshot::channel();
                 state.waiting.insert(ticket, told);
-                let place = state.queue.place(ticket);
                 drop(state);
                 // From here on, dropping it leaves the line.
-                let waiting = Waiting {
+                Ok(Admission::Waiting(Waiting {
                     seat: Seat::new(self, ticket),
                     turn,
                     until: tokio::time::Instant::now() + patience,
-                };
-                match place {
-                    Some(place) if place.wait > patience => {
-                        Err(Refusal::Overloaded { retry: place.wait })
-                    }
-                    _ => Ok(Admission::Waiting(waiting)),
-                }
+                }))
             }
         }
     }
 
+    fn tick(&self) {
+        let mut state = self.lock();
+        let (mut started, now) = (Vec::new(), self.now());
+        state.queue.tick(now, &mut started);
+        state.tell(&started);
+    }
+
     fn resize(&self, places: Places, most_waiting: usize) {
         let mut state = self.lock();
-        if places.learned != state.adaptive.is_some() {
+        if places != state.places {
+            // Other replicas, or another way to count them: what was learned isn't about them.
+            state.places = places;
             state.adaptive = learner(places);
         }
         let learned = state.adaptive.as_ref().map(Adaptive::limit);
@@ -171,12 +190,12 @@ impl Line {
         state.resize(limit, most_waiting, now);
     }
 
-    fn leave(&self, ticket: Ticket, tokens: Option<u64>) {
+    fn leave(&self, ticket: Ticket, left: Left) {
         let mut state = self.lock();
         let mut started = Vec::new();
         state.waiting.remove(&ticket);
         let now = self.now();
-        state.queue.leave(ticket, tokens, now, &mut started);
+        state.queue.leave(ticket, left, now, &mut started);
         state.tell(&started);
     }
 
@@ -288,8 +307,8 @@ pub(crate) struct Seat {
     ticket: Ticket,
     /// When the place was given, on the line's clock.
     since: u64,
-    /// What the call held in the end.
-    tokens: Option<u64>,
+    /// What it has to show for it.
+    left: Left,
 }
 
 impl Seat {
@@ -298,8 +317,13 @@ impl Seat {
             line: Arc::clone(line),
             ticket,
             since: line.now(),
-            tokens: None,
+            left: Left::Unused,
         }
+    }
+
+    /// The call goes to an upstream now.
+    pub(crate) fn begin(&mut self) {
+        self.left = Left::Unknown;
     }
 
     /// The first token of a stream came now.
@@ -308,20 +332,26 @@ impl Seat {
         self.line.learn(Told::FirstToken { ms }, self.since);
     }
 
+    /// The answer came in one piece, now.
+    pub(crate) fn answered(&self, tokens: u64) {
+        let ms = self.line.now().saturating_sub(self.since);
+        self.line.learn(Told::Whole { ms, tokens }, self.since);
+    }
+
     /// The server had too much: it said so, or didn't answer in time.
     pub(crate) fn too_much(&self) {
         self.line.learn(Told::TooMuch, self.since);
     }
 
-    /// Gives the place back after a call that held so many tokens.
-    pub(crate) fn give_back(mut self, tokens: u64) {
-        self.tokens = Some(tokens);
+    /// Gives the place back after a call that held so many tokens; `None`: no upstream had it.
+    pub(crate) fn give_back(mut self, tokens: Option<u64>) {
+        self.left = tokens.map_or(Left::Unused, Left::Held);
     }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.line.leave(self.ticket, self.tokens);
+        self.line.leave(self.ticket, self.left);
     }
 }
 
@@ -413,7 +443,7 @@ mod tests {
         );
         drop(gone);
         assert_eq!(counts(&line), (1, 2, 2));
-        seat.give_back(5);
+        seat.give_back(Some(5));
         // Told that it may start, and gone before it heard: the next one starts.
         assert_eq!(counts(&line), (1, 1, 1));
         drop(one);
@@ -488,12 +518,38 @@ mod tests {
         assert!(before > 4, "{before}");
         seats[1].too_much();
         assert!(line.lock().queue.places() < before);
-        // A reload that says the same forgets nothing; one that counts them does.
+        // A reload that says the same forgets nothing; another number of replicas begins anew, and so does one that
+        // counts them.
         let now = line.lock().queue.places();
         line.resize(learned, 8);
         assert_eq!(line.lock().queue.places(), now);
+        let more = Places {
+            count: 16,
+            learned: true,
+        };
+        line.resize(more, 8);
+        assert_eq!(line.lock().queue.places(), 16);
         line.resize(ONE, 8);
         assert_eq!(line.lock().queue.places(), 1);
+    }
+
+    #[test]
+    fn whole_answers_let_learned_places_grow() {
+        let learned = Places {
+            count: 2,
+            learned: true,
+        };
+        let line = Arc::new(Line::new(learned, 8));
+        let Ok(Admission::Seated(seat)) = line.enter(ask("aaaaaaaaaaaa"), LONG) else {
+            panic!("no place");
+        };
+        let Ok(Admission::Seated(_other)) = line.enter(ask("aaaaaaaaaaaa"), LONG) else {
+            panic!("no place");
+        };
+        for _ in 0..100 {
+            seat.answered(10);
+        }
+        assert!(line.lock().queue.places() > 2);
     }
 
     #[test]

@@ -77,12 +77,14 @@ pub(crate) async fn forward(
     model: std::sync::Arc<Model>,
     order: Vec<Replica>,
     outgoing: Outgoing,
+    tokens: u64,
 ) -> Delivered {
     let mut delivered = Delivered::not(Refusal::NoReplica);
     for replica in order {
         delivered.attempts = delivered.attempts.saturating_add(1);
         delivered.replica = Some(replica.clone());
         let limits = model.timeouts;
+        let load = core.gateway.replicas.take(&model.name, &replica, tokens);
         let tried = attempt(
             &core,
             &replica,
@@ -93,7 +95,8 @@ pub(crate) async fn forward(
         .await;
         delivered.forwarded |= !matches!(tried, Err(Fault::Connect(_)));
         match tried {
-            Ok(reply) => {
+            Ok(mut reply) => {
+                reply.body.carry(load);
                 delivered.reply = judge(reply, &replica).await;
                 return delivered;
             }

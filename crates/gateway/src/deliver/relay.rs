@@ -27,7 +27,7 @@ use crate::upstream::client::{Fault, Incoming};
 /// The largest single event, bytes.
 const EVENT: usize = 4 << 20;
 
-/// How long a client may leave ready bytes unread.
+/// How long a client may leave ready bytes unread, all such times of a stream together.
 const CLIENT_IDLE: Duration = Duration::from_secs(60);
 
 /// What is joined into one piece for the client, bytes.
@@ -41,8 +41,8 @@ pub(crate) struct Relay {
     sink: Sink,
     /// The replica that has the call.
     replica: Option<Replica>,
-    /// When the last bytes were handed out, until more are asked for.
-    handed: Option<Instant>,
+    /// For how long its client left ready bytes unread.
+    unread: Unread,
     /// Whom to wake when the stream ends by something else than its upstream.
     waiting: Option<Waker>,
     /// The line that it waits in, before its delivery begins.
@@ -126,7 +126,7 @@ impl Relay {
                 malformed: false,
             },
             replica: None,
-            handed: None,
+            unread: Unread::default(),
             waiting: None,
             queued: None,
             first: None,
@@ -155,6 +155,7 @@ impl Relay {
     pub(crate) fn commit(&mut self, first: Option<Bytes>) {
         self.committed = true;
         self.first = first;
+        self.unread.handed_out(Instant::now());
         self.comment
             .as_mut()
             .reset(Instant::now() + self.comment_every);
@@ -178,11 +179,11 @@ impl Relay {
     /// Ends a stream whose client stopped reading, at `now`: its place, its slot and its upstream are let go. Nobody
     /// polls such a stream, so its own timers can't; each core looks at its streams now and then.
     pub(crate) fn expire(&mut self, now: Instant) {
-        let stalled = self.handed.is_some_and(|since| now >= since + CLIENT_IDLE);
         let running = matches!(self.source, Source::Waiting(_) | Source::Flowing(_));
-        if stalled && running {
+        if running && self.unread.time(now) >= CLIENT_IDLE {
             let last = failure(&Refusal::UpstreamTimeout);
             self.close(Ending::TimedOut, Some(CLIENT_STALLED), last, None);
+            self.wake();
         }
     }
 
@@ -197,6 +198,10 @@ impl Relay {
         let refusal = Refusal::UnknownKey(why);
         let last = failure(&refusal);
         self.close(ending_of(&refusal), Some(refusal.word()), last, None);
+        self.wake();
+    }
+
+    fn wake(&mut self) {
         if let Some(waiting) = self.waiting.take() {
             waiting.wake();
         }
@@ -204,6 +209,7 @@ impl Relay {
 
     /// The next bytes of a committed stream.
     pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        self.unread.asked(Instant::now());
         let next = self.poll_bytes(cx);
         if next.is_pending() {
             match &mut self.waiting {
@@ -211,7 +217,9 @@ impl Relay {
                 None => self.waiting = Some(cx.waker().clone()),
             }
         }
-        self.handed = next.is_ready().then(Instant::now);
+        if next.is_ready() {
+            self.unread.handed_out(Instant::now());
+        }
         next
     }
 
@@ -337,6 +345,7 @@ impl Relay {
         if self.sink.finished < self.account.answers && !self.sink.done {
             return self.break_off(None, out);
         }
+        self.account.first_byte();
         let mut last = out;
         if let Some(chunk) = self.sink.usage_chunk.take() {
             sse::write_data(&mut last, &chunk);
@@ -362,6 +371,9 @@ impl Relay {
         if !self.committed && out.is_empty() {
             self.source = Source::Done;
             return Some(Step::Refused(refusal.clone()));
+        }
+        if !out.is_empty() {
+            self.account.first_byte();
         }
         out.extend_from_slice(&failure(refusal));
         self.close(ending_of(refusal), Some(refusal.word()), out.freeze(), None);
@@ -537,8 +549,53 @@ pub(crate) fn ending_of(refusal: &Refusal) -> Ending {
     }
 }
 
+/// How long ready bytes lay unread: hyper asks for more once its client has taken what it had.
+#[derive(Clone, Copy, Debug, Default)]
+struct Unread {
+    /// Times that are over.
+    before: Duration,
+    /// Since when bytes lie there, until more are asked for.
+    since: Option<Instant>,
+}
+
+impl Unread {
+    fn handed_out(&mut self, now: Instant) {
+        self.since = Some(now);
+    }
+
+    fn asked(&mut self, now: Instant) {
+        self.before = self.time(now);
+        self.since = None;
+    }
+
+    fn time(&self, now: Instant) -> Duration {
+        let last = self.since.map(|since| now.saturating_duration_since(since));
+        self.before.saturating_add(last.unwrap_or_default())
+    }
+}
+
 impl std::fmt::Debug for Relay {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Relay({:?})", self.account)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reading_a_little_now_and_then_does_not_hold_a_stream_for_ever() {
+        let (mut unread, mut now) = (Unread::default(), Instant::now());
+        for _ in 0..3 {
+            // 25 seconds unread, then a look, then nothing to read for a minute.
+            unread.handed_out(now);
+            now += Duration::from_secs(25);
+            assert!(unread.time(now) >= Duration::from_secs(25));
+            unread.asked(now);
+            now += Duration::from_mins(1);
+        }
+        assert_eq!(unread.time(now), Duration::from_secs(75));
+        assert!(unread.time(now) >= CLIENT_IDLE);
     }
 }

@@ -11,6 +11,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
 
 use crate::deliver::relay::Relay;
 use crate::door::handshake::{ClientCertificate, Secured, shake};
@@ -28,8 +29,8 @@ pub(crate) const HEAD_BYTES: usize = 64 << 10;
 /// After a failed `accept`: descriptors may be used up, and trying at once would spin.
 pub(crate) const PAUSE: Duration = Duration::from_millis(50);
 
-/// Between two looks at streams whose clients may have stopped reading.
-const LOOK: Duration = Duration::from_secs(5);
+/// Between two looks at streams whose clients may have stopped reading, and at places that were kept.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// What one core's requests share: all of it stays on the core.
 #[derive(Debug)]
@@ -55,8 +56,9 @@ impl Core {
         }
     }
 
-    /// Lets go of streams whose clients stopped reading, and forgets those that ended.
+    /// Lets go of streams whose clients stopped reading, forgets those that ended, and offers places whose time is over.
     fn look_after_streams(&self) {
+        self.gateway.lines.tick();
         let now = tokio::time::Instant::now();
         self.streams.borrow_mut().retain(|stream| {
             let stream = stream.upgrade();
@@ -101,6 +103,7 @@ pub(crate) async fn accept(
     });
     let mut connections = JoinSet::new();
     let mut look = tokio::time::interval(LOOK);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut news = core.gateway.news.subscribe();
     while *phase.borrow_and_update() == Phase::Serving {
         tokio::select! {
@@ -123,6 +126,7 @@ pub(crate) async fn accept(
     loop {
         tokio::select! {
             _ = news.changed() => core.look_after_keys(),
+            _ = look.tick() => core.look_after_streams(),
             ended = connections.join_next() => if ended.is_none() { return },
             gone = phase.wait_for(|now| *now == Phase::Stopped) => {
                 drop(gone);

@@ -269,7 +269,10 @@ impl Metrics {
             ending: word(call.ending),
         };
         self.calls.get_or_create(&labels).inc();
-        if let Some(reason) = call.reason {
+        // What failed or ran out of time later isn't refused: its ending says so.
+        if let Some(reason) = call.reason
+            && matches!(call.ending, Ending::Refused | Ending::Drained)
+        {
             self.refused(reason);
         }
         if call.model.is_none() {
@@ -433,6 +436,18 @@ mod tests {
             charge: charge(Source::Nothing),
             ..call
         });
+        for (ending, reason) in [
+            (Ending::TimedOut, "client-stalled"),
+            (Ending::UpstreamFailed, "upstream"),
+        ] {
+            metrics.ended(&Ended {
+                model: None,
+                ending,
+                reason: Some(reason),
+                charge: charge(Source::Nothing),
+                ..call
+            });
+        }
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &metrics.registry).unwrap();
         for line in [
@@ -447,6 +462,9 @@ mod tests {
         ] {
             assert!(text.lines().any(|it| it == line), "{line}\n{text}");
         }
+        assert!(
+            !text.contains(r#"reason="client-stalled""#) && !text.contains(r#"reason="upstream""#)
+        );
         assert!(text.ends_with("# EOF\n"));
     }
 }

@@ -33,6 +33,28 @@ const EVERY: u64 = measure::SLOT_STEP;
 /// Why a call ended whose client left ready bytes unread.
 pub(crate) const CLIENT_STALLED: &str = "client-stalled";
 
+/// Whose call it is, as far as that can be taken back.
+#[derive(Clone, Debug)]
+pub(crate) struct Holder {
+    key: Arc<Key>,
+    proof: Option<Proof>,
+}
+
+impl Holder {
+    /// Why the key that the call began with was taken back since, if it was.
+    pub(crate) fn taken_back(&self, gateway: &Gateway) -> Option<Unfit> {
+        let (keys, now) = (gateway.keys.load(), gateway.clock.unix_seconds());
+        if let Some(proof) = &self.proof {
+            return keys.taken_back(&proof.digest, proof.until, now);
+        }
+        // Whoever is vouched for has nothing of ours but his project.
+        let project = keys.project(self.key.project.as_ref()?);
+        project
+            .is_none_or(|project| !project.enabled)
+            .then_some(Unfit::ProjectDisabled)
+    }
+}
+
 /// A call that has begun.
 pub(crate) struct Account {
     gateway: Arc<Gateway>,
@@ -178,17 +200,17 @@ impl Account {
             .get_or_insert(now.saturating_sub(self.started_ns));
     }
 
+    /// Whose call it is.
+    pub(crate) fn holder(&self) -> Holder {
+        Holder {
+            key: Arc::clone(&self.key),
+            proof: self.proof,
+        }
+    }
+
     /// Why the key that the call began with was taken back since, if it was.
     pub(crate) fn taken_back(&self) -> Option<Unfit> {
-        let (keys, now) = (self.gateway.keys.load(), self.gateway.clock.unix_seconds());
-        if let Some(proof) = &self.proof {
-            return keys.taken_back(&proof.digest, proof.until, now);
-        }
-        // Whoever is vouched for has nothing of ours but his project.
-        let project = keys.project(self.key.project.as_ref()?);
-        project
-            .is_none_or(|project| !project.enabled)
-            .then_some(Unfit::ProjectDisabled)
+        self.holder().taken_back(&self.gateway)
     }
 
     /// Milliseconds since the request arrived.
@@ -218,11 +240,17 @@ impl Account {
         let record = self.record(ending, charge, status, reason);
         if let Some(seat) = self.seat.take() {
             let said_so = ending == Ending::UpstreamFailed && matches!(status, 429 | 503);
-            let in_time = ending != Ending::TimedOut || reason == Some(CLIENT_STALLED);
-            if said_so || !in_time {
+            // A stream that flowed was only long.
+            let late = ending == Ending::TimedOut
+                && reason != Some(CLIENT_STALLED)
+                && self.seen.text_events == 0;
+            if said_so || late {
                 seat.too_much();
+            } else if ending == Ending::Finished && !self.stream && charge.tokens.output > 0 {
+                seat.answered(charge.tokens.output);
             }
-            seat.give_back(charge.tokens.total());
+            let had = self.seen.forwarded || charge.source != measure::Source::Nothing;
+            seat.give_back(had.then(|| charge.tokens.total()));
         }
         self.gateway.metrics.ended(&Ended {
             endpoint: self.endpoint.path,

@@ -14,6 +14,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
 use crate::settings::{Replica, Target};
 use crate::upstream::connect::{Stream, connect};
 use crate::upstream::framing::{Decoder, Head, Malformed, take_head};
+use crate::upstream::replicas::Load;
 
 /// How long an idle connection is trusted: below the 5 s after which uvicorn and llama-server close theirs.
 const IDLE: Duration = Duration::from_secs(3);
@@ -64,6 +65,8 @@ pub(crate) struct Incoming {
     decoder: Decoder,
     keep: bool,
     target: Target,
+    /// Counts as its replica's work until it ends.
+    load: Option<Load>,
 }
 
 /// Sends one POST and reads the answer's head.
@@ -112,11 +115,17 @@ pub(crate) async fn post(
             decoder,
             keep,
             target: replica.target.clone(),
+            load: None,
         },
     })
 }
 
 impl Incoming {
+    /// Holds what its call takes of the replica, for as long as the answer runs.
+    pub(crate) fn carry(&mut self, load: Load) {
+        self.load = Some(load);
+    }
+
     /// The next piece; `None` once the body has ended as it announced.
     pub(crate) fn poll_piece(
         &mut self,

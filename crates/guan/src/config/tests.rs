@@ -657,3 +657,17 @@ fn a_sealed_value_stands_where_a_key_does_and_not_where_it_opens_itself() {
         [format!("guan.toml:5: token in [kms] {early}")]
     );
 }
+
+#[test]
+fn a_model_whose_places_are_counted_in_two_ways_is_refused() {
+    let replicas = |one: &str, two: &str| {
+        format!(
+            "[[models]]\nname = \"m\"\n[[models.replicas]]\nurl = \"http://a\"\n{one}\n[[models.replicas]]\nurl = \"http://b\"\n{two}\n"
+        )
+    };
+    let said = refused(&replicas("concurrency = 4", "concurrency = \"auto\""));
+    assert!(said[0].contains("write one or the other"), "{said:?}");
+    for both in ["concurrency = 4", "concurrency = \"auto\""] {
+        assert!(read(&replicas(both, both)).is_ok());
+    }
+}

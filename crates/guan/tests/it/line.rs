@@ -187,3 +187,119 @@ fn a_waiting_stream_is_told_its_position() {
             .ends_with("data: [DONE]\n\n")
     );
 }
+
+#[test]
+fn a_key_that_is_taken_back_while_its_call_waits_never_starts() {
+    let held = held();
+    let mut guan = Guan::start(guan(), &counted(&held.upstream.url(), 1, ""));
+    let client = guan.caller("fast");
+    let made = guan.run(&["key", "create", "--json", "--name", "n", "--role", "fast"]);
+    let made: serde_json::Value = serde_json::from_slice(&made.stdout).unwrap();
+    let revoked = guan.client().with_key(made["key"].as_str().unwrap());
+    let mut first = send(&client, CHAT, "");
+    held.upstream.wait_received(1);
+    let mut waiting: Vec<_> = [CHAT, STREAM].map(|body| send(&revoked, body, "")).into();
+    for call in &mut waiting {
+        assert!(!call.readable_within(Duration::from_millis(200)));
+    }
+    let done = guan.run(&["key", "revoke", made["id"].as_str().unwrap()]);
+    assert!(done.status.success());
+    held.may_answer.set();
+    assert_eq!(first.response().status, 200);
+    for mut call in waiting {
+        assert_eq!(call.response().status, 401);
+    }
+    assert_eq!(client.chat(CHAT).status, 200);
+    assert_eq!(held.upstream.received().len(), 2);
+    for call in guan.wait_calls(4) {
+        let output = &call["guan.call"]["charged"]["output"];
+        let free = call["http.response.status_code"] == 401;
+        assert_eq!(output == 0, free, "{call}");
+    }
+}
+
+#[test]
+fn a_client_whose_own_time_is_over_while_it_waits_never_starts() {
+    let held = held();
+    let mut guan = Guan::start(guan(), &counted(&held.upstream.url(), 1, ""));
+    let client = guan.caller("fast");
+    let mut first = send(&client, CHAT, "");
+    held.upstream.wait_received(1);
+    // One service is taken to last a second, so these have a chance, and then they haven't.
+    let late = [CHAT, STREAM].map(|body| send(&client, body, "X-Stainless-Timeout: 2.2\r\n"));
+    for mut call in late {
+        let refused = call.response();
+        let said = (refused.status, refused.error().0);
+        assert_eq!(said, (503, "server_is_overloaded".into()));
+        assert!(refused.headers.contains_key("retry-after-ms"));
+    }
+    held.may_answer.set();
+    assert_eq!(first.response().status, 200);
+    assert_eq!(client.chat(CHAT).status, 200);
+    assert_eq!(held.upstream.received().len(), 2);
+    let calls = guan.wait_calls(4);
+    let refused = calls.iter().filter(|c| c["event.reason"] == "overloaded");
+    assert_eq!(refused.count(), 2, "{calls:?}");
+}
+
+#[test]
+fn a_retry_when_it_was_told_to_is_served() {
+    let held = held();
+    let more = "queue = 0\n";
+    let guan = Guan::start(guan(), &counted(&held.upstream.url(), 1, more));
+    let client = guan.caller("fast");
+    let mut first = send(&client, CHAT, "");
+    held.upstream.wait_received(1);
+    // Nothing of this key waits: it isn't its fault.
+    let refused = client.chat(CHAT);
+    assert_eq!(
+        (refused.status, refused.error().0),
+        (503, "server_is_overloaded".into())
+    );
+    let wait: u64 = refused.headers["retry-after-ms"].parse().unwrap();
+    assert_eq!(wait, 1000, "what a service is taken to last");
+    held.may_answer.set();
+    assert_eq!(first.response().status, 200);
+    assert_eq!(client.chat(CHAT).status, 200);
+}
+
+#[test]
+fn each_replica_gets_as_many_calls_as_it_says() {
+    let (one, three) = (held(), held());
+    let config = counted(&one.upstream.url(), 1, "").replacen(
+        "[[models.replicas]]",
+        &format!(
+            "[[models.replicas]]\nurl = \"{}\"\nconcurrency = 3\n\n[[models.replicas]]",
+            three.upstream.url()
+        ),
+        1,
+    );
+    let mut guan = Guan::start(guan(), &config);
+    let client = guan.caller("fast");
+    let calls: Vec<_> = (0..12).map(|_| send(&client, CHAT, "")).collect();
+    one.upstream.wait_received(1);
+    three.upstream.wait_received(3);
+    one.may_answer.set();
+    three.may_answer.set();
+    for mut call in calls {
+        assert_eq!(call.response().status, 200);
+    }
+    guan.wait_calls(12);
+    let most = |held: &Held| held.most.load(Ordering::SeqCst);
+    assert_eq!((most(&one), most(&three)), (1, 3));
+}
+
+#[test]
+fn a_stream_that_comes_in_one_burst_has_a_first_byte_in_its_record() {
+    let upstream = Upstream::start(|_request: &Received, answer: &mut Answer<'_>| {
+        let events = format!("data: {CHUNK}\n\ndata: [DONE]\n\n");
+        answer.write(format!(
+            "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: {}\r\n\r\n{events}",
+            events.len()
+        ));
+    });
+    let mut guan = Guan::start(guan(), &counted(&upstream.url(), 1, ""));
+    assert_eq!(guan.caller("fast").chat(STREAM).status, 200);
+    let call = guan.wait_calls(1)[0]["guan.call"].clone();
+    assert!(call["first_byte_ns"].as_u64().unwrap_or(0) > 0, "{call}");
+}

@@ -11,29 +11,40 @@ fn ask(tenant: &'static str, tokens: u64) -> Ask<&'static str> {
     }
 }
 
+const LONG: Duration = Duration::from_secs(100_000);
+
+/// A patient call comes, and nobody else may start by that.
+fn enter(queue: &mut Queue<&'static str>, ask: Ask<&'static str>, at: u64) -> Entered {
+    let mut others = Vec::new();
+    let entered = queue.enter(ask, LONG, at, &mut others);
+    assert!(others.is_empty(), "{others:?}");
+    entered
+}
+
 fn started(queue: &mut Queue<&'static str>, ask: Ask<&'static str>, at: u64) -> Ticket {
-    match queue.enter(ask, at) {
-        Entered::Started(ticket) => ticket,
-        other @ (Entered::Waiting { .. } | Entered::Full) => panic!("{other:?}"),
-    }
+    let entered = enter(queue, ask, at);
+    let Entered::Started(ticket) = entered else {
+        panic!("{entered:?}");
+    };
+    ticket
 }
 
 fn waits(queue: &mut Queue<&'static str>, ask: Ask<&'static str>, at: u64) -> Ticket {
-    match queue.enter(ask, at) {
-        Entered::Waiting {
-            ticket,
-            instead: None,
-        } => ticket,
-        other @ (Entered::Started(_) | Entered::Waiting { .. } | Entered::Full) => {
-            panic!("{other:?}")
-        }
-    }
+    let entered = enter(queue, ask, at);
+    let Entered::Waiting {
+        ticket,
+        instead: None,
+    } = entered
+    else {
+        panic!("{entered:?}");
+    };
+    ticket
 }
 
 /// Who gets the next place when one call ends.
 fn next(queue: &mut Queue<&'static str>, ended: Ticket, at: u64) -> Vec<Ticket> {
     let mut started = Vec::new();
-    queue.leave(ended, None, at, &mut started);
+    queue.leave(ended, Left::Unknown, at, &mut started);
     started
 }
 
@@ -74,10 +85,10 @@ fn what_a_call_really_took_is_what_counts() {
     let mut queue = Queue::new(2, 1000);
     let (mut at, mut ends) = (0, BTreeMap::new());
     let mut owner = HashMap::new();
-    let enter = |queue: &mut Queue<&'static str>, who, at| match queue.enter(ask(who, 10), at) {
+    let enter = |queue: &mut Queue<&'static str>, who, at| match enter(queue, ask(who, 10), at) {
         Entered::Started(t) => (t, true, who),
         Entered::Waiting { ticket, .. } => (ticket, false, who),
-        Entered::Full => panic!("full"),
+        other @ (Entered::TooLate(_) | Entered::Full { .. }) => panic!("{other:?}"),
     };
     let lasts = |who| if who == "slow" { 1000 } else { 100 };
     for _ in 0..400 {
@@ -171,10 +182,200 @@ fn a_quarter_is_kept_for_who_was_here_a_moment_ago_and_only_so_long() {
     // Ten seconds later it is anybody's.
     let began = next(&mut queue, tickets[0], 10_500);
     assert_eq!(began, [waiting]);
-    for _ in 0..1 {
-        started(&mut queue, ask("batch", 10), 10_500);
-    }
+    started(&mut queue, ask("batch", 10), 10_500);
     assert_eq!(queue.running(), 8);
+}
+
+#[test]
+fn a_place_that_was_kept_goes_to_who_waits_when_its_time_is_over() {
+    for by_tick in [true, false] {
+        let mut queue = Queue::new(8, 100);
+        let chat = started(&mut queue, ask("chat", 10), 0);
+        assert!(next(&mut queue, chat, 100).is_empty());
+        for _ in 0..7 {
+            started(&mut queue, ask("batch", 10), 200);
+        }
+        let waiting = waits(&mut queue, ask("batch", 10), 200);
+        let mut began = Vec::new();
+        queue.tick(10_100, &mut began);
+        assert!(began.is_empty(), "{began:?}");
+        if by_tick {
+            queue.tick(10_101, &mut began);
+        } else {
+            queue.enter(ask("batch", 10), LONG, 10_101, &mut began);
+        }
+        assert_eq!(began, [waiting]);
+    }
+}
+
+#[test]
+fn who_comes_often_pushes_nobody_out_of_memory() {
+    let mut queue = Queue::new(8, 1000);
+    let chat = started(&mut queue, ask("chat", 10), 0);
+    assert!(next(&mut queue, chat, 0).is_empty());
+    for n in 0..200 {
+        for who in ["a", "b"] {
+            let one = started(&mut queue, ask(who, 10), n);
+            assert!(next(&mut queue, one, n).is_empty());
+        }
+    }
+    for _ in 0..6 {
+        started(&mut queue, ask("batch", 10), 300);
+    }
+    // Places for two of the three that were here.
+    waits(&mut queue, ask("batch", 10), 300);
+    started(&mut queue, ask("a", 10), 300);
+    started(&mut queue, ask("chat", 10), 300);
+}
+
+/// Serves `count` calls of those that wait, each for a second and each with what `left` says; who got how many.
+fn serve<'a>(
+    queue: &mut Queue<&'static str>,
+    running: &mut VecDeque<Ticket>,
+    owners: &HashMap<Ticket, &'a str>,
+    at: &mut u64,
+    (count, left): (usize, Left),
+) -> HashMap<&'a str, u32> {
+    let mut served = HashMap::new();
+    for _ in 0..count {
+        *at += 250;
+        let mut began = Vec::new();
+        queue.leave(running.pop_front().unwrap(), left, *at, &mut began);
+        for ticket in began {
+            *served.entry(owners[&ticket]).or_default() += 1;
+            running.push_back(ticket);
+        }
+    }
+    served
+}
+
+#[test]
+fn estimates_a_hundred_times_too_high_neither_starve_nor_favour_who_comes_late() {
+    let mut queue = Queue::new(4, 10_000);
+    let (mut owners, mut running, mut at) = (HashMap::new(), VecDeque::new(), 0);
+    for _ in 0..4 {
+        running.push_back(started(&mut queue, ask("early", 10_000), 0));
+    }
+    for _ in 0..1000 {
+        owners.insert(waits(&mut queue, ask("early", 10_000), 0), "early");
+    }
+    let real = Left::Held(100);
+    serve(&mut queue, &mut running, &owners, &mut at, (200, real));
+    for _ in 0..1000 {
+        owners.insert(waits(&mut queue, ask("late", 10_000), at), "late");
+    }
+    for _ in 0..5 {
+        let served = serve(&mut queue, &mut running, &owners, &mut at, (40, real));
+        assert!(served["early"].abs_diff(served["late"]) <= 6, "{served:?}");
+    }
+}
+
+#[test]
+fn a_weight_that_changes_while_a_call_runs_gives_back_what_was_charged() {
+    let mut queue = Queue::new(2, 100);
+    started(&mut queue, ask("other", 1), 0);
+    // Charged in full, with weight 1; another key of the project has weight 1000.
+    let first = started(&mut queue, ask("mixed", 1000), 0);
+    waits(&mut queue, ask("other", 1), 0);
+    let heavy = Ask {
+        weight: 1000,
+        caller: "key",
+        ..ask("mixed", 1000)
+    };
+    waits(&mut queue, heavy, 0);
+    queue.leave(first, Left::Held(1000), 1000, &mut Vec::new());
+    let share = queue.tenants["mixed"].share;
+    assert_eq!(share.settled, 1_000_000);
+    assert_eq!(share.outstanding, 0, "the other one took the place");
+}
+
+#[test]
+fn one_key_can_not_fill_its_projects_line() {
+    let mut queue = Queue::new(1, 4);
+    started(&mut queue, ask("other", 10), 0);
+    let of = |caller| Ask {
+        caller,
+        ..ask("project", 10)
+    };
+    let heap: Vec<_> = (0..4).map(|_| waits(&mut queue, of("script"), 0)).collect();
+    let instead = |entered| {
+        let Entered::Waiting { instead, .. } = entered else {
+            panic!("{entered:?}");
+        };
+        instead
+    };
+    assert_eq!(
+        enter(&mut queue, of("script"), 0),
+        Entered::Full { own: true }
+    );
+    assert_eq!(instead(enter(&mut queue, of("person"), 0)), Some(heap[3]));
+    // Two against one: nobody is longer by more than one after the next.
+    assert_eq!(instead(enter(&mut queue, of("person"), 0)), Some(heap[2]));
+    assert_eq!(
+        enter(&mut queue, of("person"), 0),
+        Entered::Full { own: true }
+    );
+    // Nothing of a third and a fourth one waits, so a call of the others makes room for each.
+    assert!(instead(enter(&mut queue, of("third"), 0)).is_some());
+    assert!(instead(enter(&mut queue, of("fourth"), 0)).is_some());
+    assert_eq!(
+        enter(&mut queue, of("fifth"), 0),
+        Entered::Full { own: false }
+    );
+    let other = instead(enter(&mut queue, ask("other", 10), 0));
+    assert!(other.is_some(), "another tenant's first call finds room");
+}
+
+#[test]
+fn who_would_start_too_late_pushes_nobody_out() {
+    let mut queue = Queue::new(1, 3);
+    let first = started(&mut queue, ask("batch", 10), 0);
+    let heap: Vec<_> = (0..3)
+        .map(|_| waits(&mut queue, ask("batch", 10), 0))
+        .collect();
+    let short = Duration::from_millis(1999);
+    let entered = queue.enter(ask("chat", 10), short, 0, &mut Vec::new());
+    assert_eq!(entered, Entered::TooLate(Duration::from_secs(2)));
+    assert!(heap.iter().all(|ticket| queue.place(*ticket).is_some()));
+    assert_eq!(
+        (queue.waiting(), queue.place(heap[2]).unwrap().position),
+        (3, 3)
+    );
+    assert_eq!(next(&mut queue, first, 100), [heap[0]]);
+    assert_eq!(next(&mut queue, heap[0], 200), [heap[1]]);
+    assert_eq!(next(&mut queue, heap[1], 300), [heap[2]]);
+}
+
+#[test]
+fn a_call_that_hung_or_never_went_on_does_not_change_what_waiting_ones_are_told() {
+    let mut queue = Queue::new(1, 10);
+    for n in 0..100 {
+        let one = started(&mut queue, ask("a", 10), n * 1000);
+        queue.leave(one, Left::Held(5), n * 1000 + 100, &mut Vec::new());
+    }
+    let told = queue.wait_of_next();
+    assert!(told < Duration::from_millis(120), "{told:?}");
+    for n in 0..100 {
+        let one = started(&mut queue, ask("a", 10), 100_000 + n);
+        queue.leave(one, Left::Unused, 100_000 + n, &mut Vec::new());
+    }
+    assert_eq!(queue.wait_of_next(), told);
+    let hung = started(&mut queue, ask("a", 10), 200_000);
+    queue.leave(hung, Left::Held(5), 3_800_000, &mut Vec::new());
+    assert!(
+        queue.wait_of_next() < told * 2,
+        "{:?}",
+        queue.wait_of_next()
+    );
+}
+
+#[test]
+fn who_never_went_on_pays_nothing() {
+    let mut queue = Queue::new(2, 10);
+    started(&mut queue, ask("other", 1), 0);
+    let one = started(&mut queue, ask("a", 1000), 0);
+    queue.leave(one, Left::Unused, 5000, &mut Vec::new());
+    assert_eq!(queue.tenants["a"].share.tag(), 0);
 }
 
 #[test]
@@ -185,17 +386,26 @@ fn a_full_line_takes_from_the_longest_and_refuses_only_him() {
     for _ in 0..4 {
         waiting.push(waits(&mut queue, ask("batch", 10), 0));
     }
-    assert_eq!(queue.enter(ask("batch", 10), 0), Entered::Full);
-    let Entered::Waiting { ticket, instead } = queue.enter(ask("chat", 10), 0) else {
+    assert_eq!(
+        enter(&mut queue, ask("batch", 10), 0),
+        Entered::Full { own: true }
+    );
+    let Entered::Waiting { ticket, instead } = enter(&mut queue, ask("chat", 10), 0) else {
         panic!("chat is refused");
     };
     assert_eq!(instead, Some(waiting[3]));
     assert!(queue.place(ticket).is_some() && queue.place(waiting[3]).is_none());
     assert_eq!(queue.waiting(), 4);
     // Two and two: nobody is the longer.
-    queue.enter(ask("chat", 10), 0);
-    assert_eq!(queue.enter(ask("chat", 10), 0), Entered::Full);
-    assert_eq!(queue.enter(ask("batch", 10), 0), Entered::Full);
+    enter(&mut queue, ask("chat", 10), 0);
+    assert_eq!(
+        enter(&mut queue, ask("chat", 10), 0),
+        Entered::Full { own: true }
+    );
+    assert_eq!(
+        enter(&mut queue, ask("batch", 10), 0),
+        Entered::Full { own: true }
+    );
 }
 
 #[test]
@@ -255,7 +465,8 @@ fn thousands_of_comings_and_goings_lose_no_call_and_never_overfill() {
                         tokens: random.below(5000),
                         weight: 1 + u32::try_from(random.below(3)).unwrap(),
                     };
-                    match queue.enter(call, at) {
+                    let patience = Duration::from_millis(random.below(20_000));
+                    match queue.enter(call, patience, at, &mut began) {
                         Entered::Started(ticket) => {
                             running.insert(ticket);
                         }
@@ -265,22 +476,24 @@ fn thousands_of_comings_and_goings_lose_no_call_and_never_overfill() {
                                 assert!(waiting.remove(&instead), "{instead} didn't wait");
                             }
                         }
-                        Entered::Full => assert_eq!(waiting.len(), most),
+                        Entered::TooLate(wait) => assert!(wait > patience),
+                        Entered::Full { .. } => assert!(queue.waiting() >= most),
                     }
                 }
                 5..=7 => {
                     let nth = usize::try_from(random.below(64)).unwrap();
                     if let Some(&ticket) = running.iter().cycle().nth(nth) {
                         running.remove(&ticket);
-                        let tokens = (random.below(2) == 0).then(|| random.below(9000));
-                        queue.leave(ticket, tokens, at, &mut began);
+                        let left = [Left::Unknown, Left::Unused, Left::Held(random.below(9000))];
+                        let left = left[usize::try_from(random.below(3)).unwrap()];
+                        queue.leave(ticket, left, at, &mut began);
                     }
                 }
                 8 => {
                     let nth = usize::try_from(random.below(64)).unwrap();
                     if let Some(&ticket) = waiting.iter().cycle().nth(nth) {
                         waiting.remove(&ticket);
-                        queue.leave(ticket, None, at, &mut began);
+                        queue.leave(ticket, Left::Unknown, at, &mut began);
                     }
                 }
                 _ => {
@@ -303,19 +516,28 @@ fn thousands_of_comings_and_goings_lose_no_call_and_never_overfill() {
                 assert!(queue.running() + places / 4 >= places, "seed {seed}");
             }
         }
-        // All leave: everybody who waits gets his turn.
-        let mut served = running.len();
-        let all = running.len() + waiting.len();
-        while let Some(ticket) = running.pop_first() {
-            at += 1;
-            let mut began = Vec::new();
-            queue.leave(ticket, None, at, &mut began);
-            served += began.len();
-            running.extend(began);
-        }
-        assert_eq!((served, queue.running(), queue.waiting()), (all, 0, 0));
-        assert!(queue.tenants.is_empty() && queue.ready.is_empty() && queue.calls.is_empty());
+        all_get_their_turn(queue, running, waiting.len(), at);
     }
+}
+
+/// All leave: everybody who waits gets his turn.
+fn all_get_their_turn(
+    mut queue: Queue<&'static str>,
+    mut running: BTreeSet<Ticket>,
+    waiting: usize,
+    mut at: u64,
+) {
+    let mut served = running.len();
+    let all = running.len() + waiting;
+    while let Some(ticket) = running.pop_first() {
+        at += 1;
+        let mut began = Vec::new();
+        queue.leave(ticket, Left::Unknown, at, &mut began);
+        served += began.len();
+        running.extend(began);
+    }
+    assert_eq!((served, queue.running(), queue.waiting()), (all, 0, 0));
+    assert!(queue.tenants.is_empty() && queue.ready.is_empty() && queue.calls.is_empty());
 }
 
 fn places_of(queue: &Queue<&'static str>) -> usize {
@@ -331,7 +553,7 @@ fn a_crowd_of_tenants_that_came_once_is_forgotten() {
         tokens: 1,
         weight: 1,
     };
-    let Entered::Started(_held) = queue.enter(hold, 0) else {
+    let Entered::Started(_held) = queue.enter(hold, LONG, 0, &mut Vec::new()) else {
         panic!("no place");
     };
     for n in 0..100_000 {
@@ -342,11 +564,13 @@ fn a_crowd_of_tenants_that_came_once_is_forgotten() {
                 tokens: 1,
                 weight: 1,
             },
+            LONG,
             n,
+            &mut Vec::new(),
         ) else {
             panic!("no place");
         };
-        queue.leave(ticket, None, n, &mut Vec::new());
+        queue.leave(ticket, Left::Unknown, n, &mut Vec::new());
     }
     // Those of the last ten seconds, one a millisecond, twice over.
     assert!(queue.tenants.len() < 21_000, "{}", queue.tenants.len());

@@ -91,7 +91,7 @@ fn one(
             "model \"{name}\" has an engine and other replicas; an engine is a model's only replica"
         ));
     }
-    let places = places(judge, seat, &model.replicas);
+    let places = places(judge, seat, &name, &model.replicas);
     let mut replicas = Vec::new();
     let mut engine = None;
     for (n, replica) in model.replicas.into_iter().enumerate() {
@@ -133,7 +133,13 @@ fn one(
 }
 
 /// Calls that a model's replicas take together; `None` when one of them counts none.
-fn places(judge: &mut Judge, seat: &Seat, replicas: &[written::Replica]) -> Option<Places> {
+fn places(
+    judge: &mut Judge,
+    seat: &Seat,
+    name: &str,
+    replicas: &[written::Replica],
+) -> Option<Places> {
+    let mut kinds = BTreeSet::new();
     let mut places = Some(Places {
         count: 0,
         learned: false,
@@ -147,6 +153,7 @@ fn places(judge: &mut Judge, seat: &Seat, replicas: &[written::Replica]) -> Opti
         } else {
             concurrency(judge, &seat, replica.concurrency.as_ref())
         };
+        kinds.extend(own.map(|own| own == Concurrency::Learned));
         places = places.zip(own).map(|(sum, own)| {
             let (more, learned) = match own {
                 Concurrency::Fixed(more) => (more, false),
@@ -157,6 +164,11 @@ fn places(judge: &mut Judge, seat: &Seat, replicas: &[written::Replica]) -> Opti
                 learned: sum.learned || learned,
             }
         });
+    }
+    if kinds.len() > 1 {
+        judge.problem(&seat.key("replicas"), format!(
+            "model \"{name}\" has replicas with a number and with \"auto\" as concurrency; what is learned is learned for all of them together, so write one or the other"
+        ));
     }
     places.filter(|sum| sum.count > 0)
 }
