@@ -6,6 +6,7 @@
 
 mod admins;
 mod change;
+mod due;
 mod import;
 mod projects;
 
@@ -32,6 +33,7 @@ pub(crate) use admins::Refused;
 pub use admins::{CreatedAdmin, NewAdmin};
 pub(crate) use change::time;
 pub use change::{Expected, KeyChange, Members, ProjectChange};
+pub use due::{count_due, due_by_role, is_due};
 pub use import::{Foreign, ForeignKey, Imported, read_list};
 pub use projects::NewProject;
 
@@ -525,36 +527,6 @@ fn row_of(new: NewKey, id: KeyId, last4: String, now: i64, actor: &Actor) -> Key
         notes: new.notes,
         version: 1,
     }
-}
-
-/// How many keys [`is_due`] would name: a figure for people and metrics.
-///
-/// # Errors
-/// [`StoreFault`].
-pub async fn count_due(store: &Store, roles: &Roles, now: i64) -> Result<u64, StoreFault> {
-    let mut due = 0_u64;
-    for (name, role) in roles {
-        let after = role
-            .rotate_after
-            .and_then(|after| i64::try_from(after).ok());
-        if let Some(after) = after {
-            let older = store
-                .count_older(name, now.saturating_sub(after), now)
-                .await?;
-            due = due.saturating_add(u64::try_from(older).unwrap_or(0));
-        }
-    }
-    Ok(due)
-}
-
-/// Whether a good key's newest secret is older than its role allows.
-#[must_use]
-pub fn is_due(row: &KeyRow, roles: &Roles, now: i64) -> bool {
-    let after = roles.get(&row.role).and_then(|role| role.rotate_after);
-    let after = after.and_then(|seconds| i64::try_from(seconds).ok());
-    row.revoked_at.is_none()
-        && row.expires_at.is_none_or(|at| at > now)
-        && after.is_some_and(|seconds| row.rotated_at.saturating_add(seconds) <= now)
 }
 
 fn check(new: &NewKey, roles: &Roles, now: i64) -> Result<(), KeysFault> {

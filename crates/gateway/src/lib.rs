@@ -56,6 +56,7 @@ pub mod limits {
 pub mod record {
     //! Record: the slot while a call runs, the settlement, and the audit record.
     pub mod metrics;
+    pub mod scrape;
     pub(crate) mod settle;
     pub mod slot;
     pub mod trail;

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use aws_lc_rs::constant_time::verify_slices_are_equal;
 use rules::certificate;
 use rules::snapshot::Roles;
 use rules::token::Issuer;
@@ -36,6 +37,8 @@ pub struct Settings {
     pub issuers: BTreeMap<String, Arc<Issuer>>,
     /// What the names of client certificates give.
     pub client_certificates: Vec<certificate::Rule>,
+    /// What opens the metrics door; `None`: nothing does.
+    pub metrics_token: Option<Secret>,
     /// Models by public name.
     pub models: BTreeMap<String, Arc<Model>>,
 }
@@ -190,6 +193,23 @@ impl Secret {
     #[must_use]
     pub fn new(text: String) -> Self {
         Self(zeroize::Zeroizing::new(text))
+    }
+
+    /// How many bytes it has.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there is none: of a sealed one that isn't opened yet.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether somebody shows it. Takes the same time wherever the two differ; an empty one nobody can show.
+    pub(crate) fn is(&self, shown: &[u8]) -> bool {
+        !self.is_empty() && verify_slices_are_equal(self.0.as_bytes(), shown).is_ok()
     }
 
     /// The text, for the one place that sends it.

@@ -60,6 +60,9 @@ pub(crate) fn run(places: &Places) -> Result<(), Failure> {
     if let Some(address) = config.admin {
         doors.push(listen::bind(Door::Admin, address, 1)?);
     }
+    if let Some(address) = config.metrics {
+        doors.push(listen::bind(Door::Metrics, address, 1)?);
+    }
     // Only now, so that a config or a port that is refused leaves nothing behind.
     if !control::bootstrap::is_ready(folder.path()) {
         start::init(&folder, places, None)?;

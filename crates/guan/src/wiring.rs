@@ -45,6 +45,7 @@ use wire::control::{Decoder, Door, Start, ToGateway, ToSupervisor, WorkerState, 
 use crate::config::reference::Opener;
 use crate::config::{self, Config};
 
+mod figures;
 mod identity;
 mod reload;
 mod tls;
@@ -107,6 +108,7 @@ fn live(supervisor: &mut UnixStream) -> Result<(), Reason> {
     let listeners = inherited(Door::Data)?.into_iter().map(TcpListener::from);
     let listeners = listeners.collect();
     let (admin, admin_socket) = (inherited(Door::Admin)?, inherited(Door::AdminSocket)?);
+    let metrics = inherited(Door::Metrics)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -114,7 +116,8 @@ fn live(supervisor: &mut UnixStream) -> Result<(), Reason> {
     let (log, slots) = local.block_on(&runtime, async {
         let (house, config) = Box::pin(House::build(&start, config, clock, supervisor)).await?;
         let cores = serve::start(&house.gateway, listeners)?;
-        let doors = house.serve_admin(&cores, admin, admin_socket)?;
+        let mut doors = house.serve_admin(&cores, admin, admin_socket)?;
+        doors.extend(house.serve_metrics(&cores, metrics)?);
         say(supervisor, &ToSupervisor::Ready);
         let running = Running { cores, doors };
         Box::pin(house.obey(supervisor, decoder, &start, config, running)).await
@@ -136,7 +139,7 @@ fn live(supervisor: &mut UnixStream) -> Result<(), Reason> {
 /// What answers until it is drained.
 struct Running {
     cores: Cores,
-    /// The doors that are lent to the admin API.
+    /// The doors that are lent to the admin API and to whoever collects figures.
     doors: Vec<JoinHandle<()>>,
 }
 
@@ -205,14 +208,14 @@ impl House {
         let keeper = tls::keeper(&secrets, &entries, &node, data);
         let clients = identity::clients(config.client_auth.as_ref())?;
         let pair = keeper.open(&config.names).await?;
-        let (tls, published) = tls::taken_up(pair, clients.as_ref())?;
-        if let Some(chain) = published {
+        let tls = tls::taken_up(pair, clients.as_ref())?;
+        if let Some(chain) = tls.published {
             say(supervisor, &ToSupervisor::Certificate { chain });
         }
         let gateway = Arc::new(Gateway::new(Parts {
             settings: config.settings.clone(),
             keys: known,
-            tls,
+            tls: tls.config,
             pepper: pepper.clone(),
             limits,
             slots: Slots::create(&slots_of(data, start.generation))?,
@@ -221,6 +224,7 @@ impl House {
             issuers: Arc::new(Issuers::new(ask_issuers)),
             clock,
         }));
+        gateway.metrics.tell_certificate(tls.ends);
         let issuers = identity::follow(&gateway, config.sources.clone(), asked_issuers);
         let swap = Arc::clone(&gateway);
         let publisher = Publisher::new(store.clone(), Arc::new(move |keys| swap.publish(keys)));
@@ -245,6 +249,7 @@ impl House {
             entries,
             control::clock::system(),
         );
+        figures::follow(&gateway, &store);
         let renewals = tls::look_after(&secrets, (keeper, clients), &gateway, &in_force);
         let house = Self {
             gateway,

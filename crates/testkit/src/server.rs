@@ -246,11 +246,24 @@ impl Guan {
     /// When it isn't open.
     #[must_use]
     pub fn admin_door(&self) -> Client {
-        let address = read_file(&self.data.path().join("state/run/admin-address"));
+        self.door("admin-address")
+    }
+
+    /// A client of the metrics listener, without a credential.
+    ///
+    /// # Panics
+    /// When it isn't open.
+    #[must_use]
+    pub fn metrics_door(&self) -> Client {
+        self.door("metrics-address")
+    }
+
+    fn door(&self, file: &str) -> Client {
+        let address = read_file(&self.data.path().join("state/run").join(file));
         let address = address
             .trim()
             .parse()
-            .expect("state/run/admin-address holds an address");
+            .unwrap_or_else(|_| panic!("state/run/{file} holds no address"));
         Client::new(address, &self.data.path().join("secrets/tls.crt"))
     }
 

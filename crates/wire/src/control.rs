@@ -58,6 +58,8 @@ pub enum Door {
     Data,
     /// `[admin] listen`: the admin API over TLS.
     Admin,
+    /// `[metrics] listen`: figures for whoever collects them, over TLS.
+    Metrics,
     /// The Unix socket `state/run/admin.sock`.
     AdminSocket,
 }

@@ -3,12 +3,12 @@
 //! Labels are closed sets: endpoints, endings and reasons of the code, models and roles of the config file. Nothing of
 //! a caller becomes a label. Names follow Prometheus, and OpenTelemetry's semantic conventions for generative AI where
 //! those have one. Filled by `record::settle` and `way`; what lies outside the gateway (keys, key service,
-//! certificate) is told by `guan::wiring`. Read by the metrics listener.
+//! certificate) is told by `guan::wiring`, and isn't shown before. Read by `record::scrape`.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -54,19 +54,19 @@ struct Gauges {
     secrets: Gauge,
     workers: Gauge,
     due: Family<Role, Gauge>,
-    sealing: Gauge,
-    certificate: Gauge,
+    sealing: Family<NoLabels, Gauge>,
+    certificate: Family<NoLabels, Gauge>,
 }
 
+/// Of a gauge that isn't there before its value is known.
+type NoLabels = Vec<(&'static str, &'static str)>;
+
 /// What the gateway doesn't know by itself.
-#[derive(Clone, Debug, Default)]
-pub struct Outside {
-    /// Keys that are older than their role's `rotate_after`, by role.
-    pub rotation_due: BTreeMap<String, u64>,
-    /// Whether the key service opened the data key when it was asked last.
-    pub sealing_reachable: Option<bool>,
-    /// When the certificate in use ends, seconds since 1970.
-    pub certificate_ends: Option<i64>,
+#[derive(Debug, Default)]
+struct Outside {
+    rotation_due: BTreeMap<String, u64>,
+    sealing_reachable: Option<bool>,
+    certificate_ends: Option<i64>,
 }
 
 /// How a call ended, as it is counted.
@@ -237,19 +237,19 @@ impl Metrics {
                 "Supervised engine workers that are ready",
                 &gauges.workers,
             ),
-            (
-                "guan_sealing_reachable",
-                "1 if the key service of [kms] opened the data key when it was asked last",
-                &gauges.sealing,
-            ),
-            (
-                "guan_certificate_not_after_timestamp_seconds",
-                "When the certificate in use ends, seconds since 1970",
-                &gauges.certificate,
-            ),
         ] {
             all.register(name, help, gauge.clone());
         }
+        all.register(
+            "guan_sealing_reachable",
+            "1 if the key service of [kms] opened the data key when it was asked last",
+            gauges.sealing.clone(),
+        );
+        all.register(
+            "guan_certificate_not_after_timestamp_seconds",
+            "When the certificate in use ends, seconds since 1970",
+            gauges.certificate.clone(),
+        );
         let heard = gauges.heard.clone();
         all.register_with_unit(
             "guan_store_silence",
@@ -316,9 +316,24 @@ impl Metrics {
         self.refusals.get_or_create(&Reason { reason }).inc();
     }
 
-    /// Takes what the gateway doesn't know by itself.
-    pub fn tell(&self, outside: Outside) {
-        *self.outside.lock().unwrap_or_else(PoisonError::into_inner) = outside;
+    /// Takes how many keys are older than their role's `rotate_after`, by role.
+    pub fn tell_rotation_due(&self, due: BTreeMap<String, u64>) {
+        self.outside().rotation_due = due;
+    }
+
+    /// Takes whether the key service opened the data key when it was asked last.
+    pub fn tell_sealing(&self, reachable: bool) {
+        self.outside().sealing_reachable = Some(reachable);
+    }
+
+    /// Takes when the certificate in use ends, seconds since 1970.
+    pub fn tell_certificate(&self, ends: Option<i64>) {
+        self.outside().certificate_ends = ends;
+    }
+
+    fn outside(&self) -> MutexGuard<'_, Outside> {
+        // Each value is whole: a panic elsewhere leaves nothing half-written.
+        self.outside.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Everything as `OpenMetrics` text.
@@ -365,19 +380,21 @@ impl Metrics {
                 .set(i64::from(running));
             gauges.waiting.get_or_create(&labels).set(number(waiting));
         });
-        let outside = self.outside.lock().unwrap_or_else(PoisonError::into_inner);
+        let outside = self.outside();
         gauges.due.clear();
         for (role, count) in &outside.rotation_due {
             let labels = Role { role: role.clone() };
             let count = i64::try_from(*count).unwrap_or(i64::MAX);
             gauges.due.get_or_create(&labels).set(count);
         }
-        gauges
-            .sealing
-            .set(flag(outside.sealing_reachable.unwrap_or(true)));
-        gauges
-            .certificate
-            .set(outside.certificate_ends.unwrap_or_default());
+        let known = |family: &Family<NoLabels, Gauge>, value: Option<i64>| {
+            family.clear();
+            if let Some(value) = value {
+                family.get_or_create(&NoLabels::new()).set(value);
+            }
+        };
+        known(&gauges.sealing, outside.sealing_reachable.map(flag));
+        known(&gauges.certificate, outside.certificate_ends);
     }
 }
 

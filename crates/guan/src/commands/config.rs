@@ -146,6 +146,15 @@ fn render(config: &Config) -> String {
         text(&write_duration(settings.max_stale)),
     );
     out.push_str(&head);
+    if let Some(address) = config.metrics {
+        // A reader of this has the token's reference in the file itself; without one the table would mean nothing.
+        writeln!(
+            out,
+            "\n[metrics]\n# listen = {}\n# token: set, not shown",
+            text(&address.to_string())
+        )
+        .ok();
+    }
     render_kms(&mut out, config);
     if let Some(mirror) = &config.mirror {
         write!(out, "\n[hub]\nmirror = {}\n", text(mirror)).ok();

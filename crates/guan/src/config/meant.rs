@@ -13,18 +13,19 @@ use std::time::Duration;
 use control::identity::oidc::Source;
 use control::seal::Kms;
 use control::store::Target;
-use gateway::settings::{self, Model, Settings};
+use gateway::settings::{self, Model, Secret, Settings};
 use rules::policy::{DEFAULT_MAX_CHOICES, Models, Role};
 use rules::snapshot::Roles;
 
 use super::units::{Size, Span, write_duration, write_size};
-use super::{Place, Seat, nearest, written};
+use super::{Place, Seat, nearest, reference, written};
 use crate::token::Reach;
 
 mod admin;
 mod clients;
 mod issuers;
 pub(crate) mod kms;
+mod metrics;
 mod models;
 mod server;
 pub(crate) mod store;
@@ -38,6 +39,8 @@ pub(crate) struct Config {
     pub(crate) listen: SocketAddr,
     /// Where the admin API listens; `None`: on its Unix socket alone.
     pub(crate) admin: Option<SocketAddr>,
+    /// Where figures are collected; `None`: nowhere.
+    pub(crate) metrics: Option<SocketAddr>,
     /// Names and addresses for the certificate, besides this machine's own.
     pub(crate) names: Vec<String>,
     /// What the gateway runs by.
@@ -144,6 +147,10 @@ pub(super) fn convert(file: written::File, place: &Place<'_>) -> Result<Config, 
         &["self-signed"],
     );
     let admin = judge.admin(&top.key("admin"), &file.admin, server.listen);
+    let mut others = vec![("server", server.listen)];
+    others.extend(admin.map(|address| ("admin", address)));
+    let metrics = judge.metrics(&top.key("metrics"), &file.metrics, &others, place);
+    let (metrics, metrics_token) = metrics.unzip();
     let (store, max_stale) = judge.store(&top.key("store"), &file.store, place);
     let kms = judge.kms(&top.key("kms"), &file.kms, place);
     let kms_check_every = judge.span(
@@ -166,6 +173,7 @@ pub(super) fn convert(file: written::File, place: &Place<'_>) -> Result<Config, 
     Ok(Config {
         listen: server.listen,
         admin,
+        metrics,
         names: server.names,
         settings: Settings {
             max_body: server.max_body,
@@ -178,6 +186,7 @@ pub(super) fn convert(file: written::File, place: &Place<'_>) -> Result<Config, 
             roles,
             issuers,
             client_certificates: clients.rules,
+            metrics_token,
             models,
         },
         sources,
@@ -316,6 +325,35 @@ impl Judge {
             "must be one of"
         };
         self.fault(table, key, &format!("{what} {}{hint}", list.join(", ")));
+    }
+
+    /// What a reference names, if it can be had.
+    fn secret(
+        &mut self,
+        table: &Seat,
+        key: &str,
+        written: &str,
+        place: &Place<'_>,
+    ) -> Option<Secret> {
+        let resolved = reference::parse(written).and_then(|reference| {
+            match &reference {
+                reference::Reference::Env(name) => {
+                    self.environment.insert((*name).to_owned());
+                }
+                reference::Reference::Sealed(value) => {
+                    self.sealed.insert((*value).to_owned());
+                }
+                reference::Reference::File(_) => {}
+            }
+            reference::resolve(&reference, place.data, place.env, place.opener)
+        });
+        match resolved {
+            Ok(secret) => Some(Secret::new(secret.to_string())),
+            Err(why) => {
+                self.fault(table, key, &why);
+                None
+            }
+        }
     }
 
     fn store(

@@ -16,6 +16,7 @@ pub(super) struct File {
     pub(super) server: Server,
     pub(super) tls: Tls,
     pub(super) admin: Admin,
+    pub(super) metrics: Metrics,
     pub(super) store: Store,
     pub(super) kms: Kms,
     pub(super) audit: Audit,
@@ -54,6 +55,14 @@ pub(super) struct Tls {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Admin {
     pub(super) listen: Option<String>,
+}
+
+/// `[metrics]`: where figures are collected, and by whom.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Metrics {
+    pub(super) listen: Option<String>,
+    pub(super) token: Option<String>,
 }
 
 /// `[store]`.

@@ -1,4 +1,4 @@
-//! Binds every listener once: data listeners, the admin socket, one socket for each worker.
+//! Binds every listener once: data listeners, the admin and metrics doors, the admin socket, one socket for each worker.
 //!
 //! It decides how a taken port or a stale socket is met; it never accepts. Called at the start of the supervisor,
 //! which keeps the descriptors until it ends.
@@ -32,6 +32,7 @@ impl Bound {
         match self.door {
             Door::Data => Some("address"),
             Door::Admin => Some("admin-address"),
+            Door::Metrics => Some("metrics-address"),
             Door::AdminSocket => None,
         }
     }
@@ -125,6 +126,7 @@ fn why(door: Door, address: SocketAddr, e: &io::Error) -> String {
     let (key, usual) = match door {
         Door::Data | Door::AdminSocket => ("[server] listen", 8443),
         Door::Admin => ("[admin] listen", 8444),
+        Door::Metrics => ("[metrics] listen", 8445),
     };
     match e.kind() {
         io::ErrorKind::AddrInUse => format!(

@@ -37,6 +37,9 @@ pub(super) fn print(folder: &Folder, doors: &[Bound], config: &Config) {
     if let Some(admin) = of(Door::Admin) {
         lines.push(format!("  admin API    {}/admin/v1", base_url(admin)));
     }
+    if let Some(metrics) = of(Door::Metrics) {
+        lines.push(format!("  metrics      {}/metrics", base_url(metrics)));
+    }
     let certificate = folder.path().join("secrets/tls.crt");
     if let Some(print) = fingerprint(&certificate) {
         lines.push(format!(

@@ -138,6 +138,11 @@ fn only_at_start(old: &Config, new: &Config) -> Option<&'static str> {
     if old.admin != new.admin {
         return Some("[admin] listen has changed: restart `guan serve` to use it");
     }
+    if old.metrics != new.metrics {
+        return Some(
+            "[metrics] listen has changed, or what it opens to was given or taken away: restart `guan serve` to use it",
+        );
+    }
     if old.engines != new.engines {
         return Some("the engines of [[models]] have changed: restart `guan serve` to run them");
     }

@@ -32,13 +32,24 @@ pub(super) fn keeper(
     )
 }
 
-/// What TLS runs by with a pair, and the certificate to publish, if it is one of ours.
-pub(super) fn taken_up(
-    pair: Pair,
-    clients: Option<&Clients>,
-) -> Result<(Tls, Option<String>), Reason> {
-    let config = server_config(pair.chain, pair.key, clients)?;
-    Ok((config, pair.published))
+/// What TLS runs by with a pair.
+pub(super) struct Taken {
+    pub(super) config: Tls,
+    /// The certificate to publish, if it is one of ours.
+    pub(super) published: Option<String>,
+    /// When it ends, seconds since 1970.
+    pub(super) ends: Option<i64>,
+}
+
+/// Takes a pair up.
+pub(super) fn taken_up(pair: Pair, clients: Option<&Clients>) -> Result<Taken, Reason> {
+    let own = pair.chain.first();
+    let ends = own.and_then(|own| control::certificates::expires_at(own));
+    Ok(Taken {
+        config: server_config(pair.chain, pair.key, clients)?,
+        published: pair.published,
+        ends,
+    })
 }
 
 /// Starts what looks after the key service and the certificate; both end with this process's local set. Gives the
@@ -85,10 +96,11 @@ async fn keep(
             Err(fault) => Err(fault.into()),
         };
         match made {
-            Ok((config, published)) => {
+            Ok(taken) => {
                 pause = DAY;
-                gateway.tls.store(Arc::new(config));
-                if let Some(chain) = published
+                gateway.tls.store(Arc::new(taken.config));
+                gateway.metrics.tell_certificate(taken.ends);
+                if let Some(chain) = taken.published
                     && publish.send(chain).await.is_err()
                 {
                     return;

@@ -7,6 +7,7 @@ mod field_cases;
 mod issuers;
 mod keys;
 mod line;
+mod metrics;
 mod model_pull;
 mod records;
 mod secrets;

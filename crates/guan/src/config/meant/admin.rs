@@ -31,15 +31,26 @@ impl Judge {
                 "must be an address of this machine alone, such as \"127.0.0.1:8444\" or \"[::1]:8444\": whoever acts from elsewhere comes through SSH (ssh -L 8444:127.0.0.1:8444 HOST)",
             );
         }
-        let shared = server.ip() == address.ip() || server.ip().is_unspecified();
-        if address.port() != 0 && address.port() == server.port() && shared {
-            let why = format!(
-                "must have another port than listen in [server], which has {}",
-                server.port()
-            );
-            self.fault(admin, "listen", &why);
-        }
+        self.own_port(admin, address, ("server", server));
         Some(address)
+    }
+
+    /// Two doors of one machine don't share a port.
+    pub(super) fn own_port(
+        &mut self,
+        seat: &Seat,
+        address: SocketAddr,
+        (table, other): (&str, SocketAddr),
+    ) {
+        let (ours, theirs) = (address.ip(), other.ip());
+        let shared = ours == theirs || ours.is_unspecified() || theirs.is_unspecified();
+        if address.port() != 0 && address.port() == other.port() && shared {
+            let why = format!(
+                "must have another port than listen in [{table}], which has {}",
+                other.port()
+            );
+            self.fault(seat, "listen", &why);
+        }
     }
 }
 

@@ -7,10 +7,10 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use gateway::settings::{Concurrency, Model, Places, Replica, Secret, Target, Timeouts};
+use gateway::settings::{Concurrency, Model, Places, Replica, Target, Timeouts};
 use wire::openai::{Dialect, UnknownFields};
 
-use super::super::{Place, Seat, reference, upstream, written};
+use super::super::{Place, Seat, upstream, written};
 use super::{EngineSpec, Judge, TOKENS, is_model_name};
 
 type Known = BTreeMap<String, Arc<Model>>;
@@ -330,31 +330,8 @@ fn remote(
             }
         }
     }
-    let key = match written.key.as_deref().map(reference::parse) {
-        None => None,
-        Some(Err(why)) => {
-            judge.fault(seat, "key", &why);
-            None
-        }
-        Some(Ok(reference)) => {
-            match &reference {
-                reference::Reference::Env(name) => {
-                    judge.environment.insert((*name).to_owned());
-                }
-                reference::Reference::Sealed(value) => {
-                    judge.sealed.insert((*value).to_owned());
-                }
-                reference::Reference::File(_) => {}
-            }
-            match reference::resolve(&reference, place.data, place.env, place.opener) {
-                Ok(secret) => Some(Secret::new(secret.to_string())),
-                Err(why) => {
-                    judge.fault(seat, "key", &why);
-                    None
-                }
-            }
-        }
-    };
+    let key = written.key.as_deref();
+    let key = key.and_then(|reference| judge.secret(seat, "key", reference, place));
     Some(Replica {
         name: read.name,
         target: read.target,
