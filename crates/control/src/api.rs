@@ -14,6 +14,7 @@ mod projects;
 mod admins;
 mod secrets;
 mod usage;
+mod audit;
 mod openapi;
 mod ask;
 mod remote;

@@ -2,12 +2,20 @@
 //!
 //! Decides when a record counts as written (the kernel has the line), what happens when it can't be (nothing more is
 //! accepted until it can), and how a new chain names the one before. It never drops a record silently, never changes
-//! the order, and never writes what was asked or answered. Called by the wiring; the gateway and `keys` send records.
+//! the order, and never writes what was asked or answered. Each minute and at its end a checkpoint is signed. Called by the wiring; the gateway and `keys` send records.
 
 mod backwards;
+pub mod files;
+pub mod heads;
+pub mod judge;
+pub mod keep;
+pub(crate) mod key;
 mod past;
 mod previous;
 mod recorded;
+mod rotate;
+mod sign;
+pub mod tail;
 mod write;
 
 use std::fs::{File, OpenOptions};
@@ -19,17 +27,19 @@ use std::sync::atomic::AtomicBool;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use rules::chain::{Entry, Head, Link, Record};
+use rules::chain::{Checkpoint, Entry, Head, Link, Record, Signer};
 use serde_json::json;
 use tokio::sync::mpsc::{self, Sender};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 
 use crate::clock::{self, Clock};
 use crate::folder;
 
+pub use key::PUBLIC;
 pub use past::past_calls;
 pub use recorded::recorded;
+pub use rotate::Rotate;
 
 /// When a written record is on disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -54,6 +64,12 @@ pub struct AuditSpec {
     pub clock: Clock,
     /// When a record is on disk.
     pub fsync: Fsync,
+    /// What signs checkpoints.
+    pub signer: Arc<Signer>,
+    /// How long records may stand without one.
+    pub checkpoint_every: Duration,
+    /// When it goes on in another file.
+    pub rotate: Rotate,
 }
 
 impl std::fmt::Debug for AuditSpec {
@@ -102,7 +118,7 @@ pub enum AuditFault {
 /// [`AuditFault`]; then nothing was started.
 pub fn open(spec: AuditSpec) -> Result<(Sender<Entry>, Log), AuditFault> {
     let name = format!("{}-{}", spec.node, spec.generation);
-    let path = spec.dir.join(format!("{name}.{EXTENSION}"));
+    let path = spec.dir.join(files::name_of(&name, 0));
     let previous = previous::find(&spec.dir, &path)?;
     let file = begin(&path)?;
     let mut link = Link {
@@ -111,7 +127,9 @@ pub fn open(spec: AuditSpec) -> Result<(Sender<Entry>, Log), AuditFault> {
     };
     let mut line = Vec::new();
     let mut start = blank(&spec.clock, "chain-start");
-    start.act = Some(json!({ "previous": previous }));
+    start.act = Some(
+        json!({ "chain": name, "previous": previous, "key": spec.signer.public().to_string() }),
+    );
     link.append(&start, &mut line)
         .map_err(io::Error::from)
         .and_then(|()| (&file).write_all(&line))
@@ -119,14 +137,14 @@ pub fn open(spec: AuditSpec) -> Result<(Sender<Entry>, Log), AuditFault> {
         .and_then(|()| folder::sync(&spec.dir))
         .map_err(|cause| at(&path, &cause))?;
 
+    key::publish(&spec.dir, &spec.signer);
     let healthy = Arc::new(AtomicBool::new(true));
-    let writer = write::Writer::new(
-        file,
-        link,
-        u64::try_from(line.len()).unwrap_or(0),
-        &spec,
-        &healthy,
-    );
+    let (tell, heads) = watch::channel(None);
+    let length = u64::try_from(line.len()).unwrap_or(0);
+    let next = rotate::files(spec.dir.clone(), name.clone());
+    let rotation = rotate::Rotation::new(spec.rotate, next);
+    let signing = sign::Signing::new(name, &spec, tell);
+    let writer = write::Writer::new(file, (link, length), &spec, (signing, rotation), &healthy);
     let (to, from) = mpsc::channel(QUEUE);
     let thread = std::thread::Builder::new()
         .name("guan-audit".to_owned())
@@ -135,6 +153,7 @@ pub fn open(spec: AuditSpec) -> Result<(Sender<Entry>, Log), AuditFault> {
     let log = Log {
         path,
         healthy,
+        heads,
         thread,
     };
     Ok((to, log))
@@ -145,6 +164,7 @@ pub fn open(spec: AuditSpec) -> Result<(Sender<Entry>, Log), AuditFault> {
 pub struct Log {
     path: PathBuf,
     healthy: Arc<AtomicBool>,
+    heads: watch::Receiver<Option<Checkpoint>>,
     thread: JoinHandle<bool>,
 }
 
@@ -153,6 +173,12 @@ impl Log {
     #[must_use]
     pub fn healthy(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.healthy)
+    }
+
+    /// Its checkpoints, each as soon as its line is written; the last one comes at the chain's end.
+    #[must_use]
+    pub fn heads(&self) -> watch::Receiver<Option<Checkpoint>> {
+        self.heads.clone()
     }
 
     /// The chain's file.
@@ -237,6 +263,8 @@ fn at(path: &Path, cause: &io::Error) -> AuditFault {
     }
 }
 
+/// How long records may stand unsigned, unless the config file says otherwise.
+pub const CHECKPOINT_EVERY: Duration = Duration::from_mins(1);
 /// Records that may wait for the thread.
 const QUEUE: usize = 65_536;
 const LONGEST_WAIT: Duration = Duration::from_secs(5);

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use aws_lc_rs::rand;
+use rules::chain::Signer;
 use rules::key::{KeyId, Pepper};
 use rules::policy::Role;
 use zeroize::Zeroizing;
@@ -58,6 +59,8 @@ pub struct Opened {
     pub pepper: Pepper,
     /// This node's id.
     pub node: String,
+    /// What signs the audit log.
+    pub signer: Arc<Signer>,
 }
 
 /// Why a data folder can't be made or opened.
@@ -244,8 +247,8 @@ pub async fn open(data: &Path, target: &Target, kms: &Kms) -> Result<Opened, Boo
         // SQLite would make an empty one, in which no key is valid.
         return Err(BootstrapFault::NoFact("file"));
     }
-    let store = Store::open(target).await?;
-    let (envelope, plain) = Envelope::open(&store, kms, &place.secrets)
+    let store = Box::pin(Store::open(target)).await?;
+    let (envelope, plain) = Box::pin(Envelope::open(&store, kms, &place.secrets))
         .await?
         .ok_or(BootstrapFault::NoFact("pepper"))?;
     let pepper = <&[u8; 32]>::try_from(plain.as_slice())
@@ -259,11 +262,15 @@ pub async fn open(data: &Path, target: &Target, kms: &Kms) -> Result<Opened, Boo
             .and_then(|bytes| String::from_utf8(bytes).ok())
             .ok_or(BootstrapFault::NoFact("node id"))?,
     };
+    let now = clock::seconds((clock::system())());
+    let signer = Box::pin(audit_log::key::signer(&store, &envelope, now));
+    let signer = Arc::new(signer.await?);
     Ok(Opened {
         store,
         envelope,
         pepper,
         node,
+        signer,
     })
 }
 
@@ -336,13 +343,19 @@ async fn make_database(
     // Before the first key: from then on the folder counts as whole.
     keep_pair(&store, &envelope, &node, certificate, clock).await?;
 
+    let now = clock::seconds(clock());
+    let signer = Box::pin(audit_log::key::signer(&store, &envelope, now)).await?;
     let (to, log) = audit_log::open(AuditSpec {
         dir: place.audit.clone(),
         node: node.clone(),
         generation: 0,
         clock: Arc::clone(clock),
         fsync: Fsync::Each,
+        signer: Arc::new(signer),
+        checkpoint_every: audit_log::CHECKPOINT_EVERY,
+        rotate: audit_log::Rotate::default(),
     })?;
+    let heads = log.heads();
     let keys = Keys::new(
         store.clone(),
         Pepper::new(&pepper),
@@ -360,6 +373,7 @@ async fn make_database(
     // The last sender: the chain ends.
     drop(keys);
     let closed = log.join();
+    audit_log::heads::keep_one(&store, heads.borrow().clone()).await;
     store.close().await;
     let created = created?;
     if !closed {

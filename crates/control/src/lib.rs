@@ -15,6 +15,7 @@ pub mod secrets;
 pub mod api;
 pub mod audit_log;
 pub mod usage;
+pub mod reconcile;
 pub mod certificates;
 pub mod bootstrap;
 mod folder;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aws_lc_rs::rand;
-use rules::chain::{Entry, Record};
+use rules::chain::{Entry, PublicKey, Record};
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -137,6 +137,16 @@ impl Secrets {
     /// What seals, and where it lies.
     pub(crate) const fn parts(&self) -> (&Envelope, &Store) {
         (&self.envelope, &self.store)
+    }
+
+    /// The public key that the audit log is judged by.
+    ///
+    /// # Errors
+    /// [`SecretsFault`].
+    pub async fn audit_key(&self) -> Result<PublicKey, SecretsFault> {
+        let now = clock::seconds((self.clock)());
+        let signer = audit_log::key::signer(&self.store, &self.envelope, now).await?;
+        Ok(signer.public())
     }
 
     /// What is known of the key service.

@@ -8,7 +8,9 @@
 
 mod admins;
 mod copy;
+mod counted;
 mod fault;
+mod heads;
 mod keys;
 mod nodes;
 mod once;

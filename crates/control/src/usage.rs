@@ -13,6 +13,7 @@ use std::time::Duration;
 use rules::chain::Record;
 use rules::key::KeyId;
 
+use crate::audit_log::files::list;
 use crate::clock;
 use crate::store::{Cursor, NodeRow, Store, StoreFault, Sums, UsageKey};
 
@@ -102,19 +103,13 @@ impl Counter {
     }
 }
 
-/// Names and lengths of a node's chains.
+/// Names and lengths of the files of a node's chains. A packed one was counted before it was packed.
 fn chains(dir: &Path, node: &str) -> io::Result<Vec<(String, u64)>> {
     let mut found = Vec::new();
-    for entry in std::fs::read_dir(dir)? {
-        let entry = entry?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let generation = name
-            .strip_suffix(".jsonl")
-            .and_then(|stem| stem.rsplit_once('-'))
-            .filter(|(of, _)| *of == node)
-            .and_then(|(_, number)| number.parse::<u64>().ok());
-        if generation.is_some() {
-            found.push((name, entry.metadata()?.len()));
+    for file in list(dir)? {
+        if file.node == node && !file.packed {
+            let length = file.path.metadata()?.len();
+            found.extend(file.name().map(|name| (name, length)));
         }
     }
     Ok(found)
@@ -142,39 +137,49 @@ fn read(path: &Path, from: Cursor) -> io::Result<Batch> {
             .offset
             .saturating_add(i64::try_from(size).unwrap_or(0));
         if let Ok(record) = serde_json::from_slice::<Record>(&line) {
-            batch.add(record);
+            batch.note(&record);
+            add(&mut batch.sums, record);
         }
     }
     Ok(batch)
 }
 
 impl Batch {
-    fn add(&mut self, record: Record) {
-        let (Some(call), Some(key)) = (record.call, record.user_id) else {
+    /// When the key was used.
+    fn note(&mut self, record: &Record) {
+        let (Some(_), Some(key)) = (&record.call, &record.user_id) else {
             return;
         };
         let at = clock::parse_rfc3339(&record.timestamp).unwrap_or(0);
-        let of = UsageKey {
-            day: at.div_euclid(DAY),
-            key: key.clone(),
-            project: call.project.unwrap_or_default(),
-            model: call.model.unwrap_or_default(),
-        };
-        let tokens = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
-        let sum = self.sums.entry(of).or_default();
-        sum.calls = sum.calls.saturating_add(1);
-        if record.outcome != "success" {
-            sum.failed = sum.failed.saturating_add(1);
-        }
-        sum.input_tokens = sum.input_tokens.saturating_add(tokens(call.charged.input));
-        sum.output_tokens = sum
-            .output_tokens
-            .saturating_add(tokens(call.charged.output));
-        if let Ok(id) = KeyId::parse(&key) {
+        if let Ok(id) = KeyId::parse(key) {
             let used = self.uses.entry(id).or_insert(at);
             *used = (*used).max(at);
         }
     }
+}
+
+/// Adds what a record of a call says to the sums of its day, key, project and model.
+pub(crate) fn add(sums: &mut BTreeMap<UsageKey, Sums>, record: Record) {
+    let (Some(call), Some(key)) = (record.call, record.user_id) else {
+        return;
+    };
+    let at = clock::parse_rfc3339(&record.timestamp).unwrap_or(0);
+    let of = UsageKey {
+        day: at.div_euclid(DAY),
+        key,
+        project: call.project.unwrap_or_default(),
+        model: call.model.unwrap_or_default(),
+    };
+    let tokens = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+    let sum = sums.entry(of).or_default();
+    sum.calls = sum.calls.saturating_add(1);
+    if record.outcome != "success" {
+        sum.failed = sum.failed.saturating_add(1);
+    }
+    sum.input_tokens = sum.input_tokens.saturating_add(tokens(call.charged.input));
+    sum.output_tokens = sum
+        .output_tokens
+        .saturating_add(tokens(call.charged.output));
 }
 
 const EVERY: Duration = Duration::from_secs(1);

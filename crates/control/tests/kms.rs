@@ -73,7 +73,11 @@ impl Folder {
     async fn secrets(&mut self, opened_by: &Kms, named: &Kms) -> (Secrets, Log) {
         let opened = self.open(opened_by).await.unwrap();
         self.generation += 1;
+        let signer = rules::chain::Signer::from_seed(&[7; 32]).unwrap();
         let (audit, log) = audit_log::open(AuditSpec {
+            signer: Arc::new(signer),
+            checkpoint_every: audit_log::CHECKPOINT_EVERY,
+            rotate: audit_log::Rotate::default(),
             dir: self.data().join("state/audit"),
             node: opened.node,
             generation: self.generation,

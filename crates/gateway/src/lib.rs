@@ -19,6 +19,7 @@ pub mod door {
     pub(crate) mod accept;
     pub mod handshake;
     pub(crate) mod framing;
+    pub(crate) mod cors;
     pub(crate) mod lend;
 }
 

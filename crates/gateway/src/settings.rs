@@ -25,6 +25,8 @@ pub struct Settings {
     pub commit_after: Duration,
     /// Between two comments on a committed stream.
     pub comment_every: Duration,
+    /// Origins whose pages may call, exactly.
+    pub cors_origins: Vec<String>,
     /// What becomes of running streams whose key is taken back.
     pub on_revoke: OnRevoke,
     /// How often an address may show a credential that isn't valid, times a minute.

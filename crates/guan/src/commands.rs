@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 
 mod admin;
+mod audit;
 mod config;
 mod describe;
 mod door;
@@ -71,6 +72,8 @@ enum Command {
     Tls(tls::TlsArgs),
     /// Print what keys, projects and models used
     Usage(usage::UsageArgs),
+    /// Judge the audit log, and print what others can judge it by
+    Audit(audit::AuditArgs),
     /// Load models and look after them
     Model(model::ModelArgs),
     /// Look at the config file
@@ -191,6 +194,7 @@ fn act(command: Command, places: &Places) -> Result<(), Failure> {
         Command::Store(args) => store::run(&args, places),
         Command::Tls(args) => tls::run(&args, places),
         Command::Usage(args) => usage::run(&args, places),
+        Command::Audit(args) => audit::run(&args, places),
         Command::Model(args) => {
             let glance = config::glance(places)?;
             let models = places.data.join("models");

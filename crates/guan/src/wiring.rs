@@ -33,6 +33,7 @@ use gateway::record::slot::Slots;
 use gateway::record::trail::Trail;
 use gateway::serve::{self, Cores};
 use gateway::state::{Clock, Gateway, Parts};
+use rules::chain::Signer;
 use rules::key::KeyId;
 use rules::limit::Rate;
 use rules::policy::effective;
@@ -57,6 +58,9 @@ const CONTROL: i32 = 3;
 
 /// How far back a limiter is rebuilt, nanoseconds: longer than the longest window in use (a minute).
 const REBUILD: u64 = 3_600_000_000_000;
+
+/// How long a gateway that ends waits for the store to take its chain's head.
+const LAST_HEAD: Duration = Duration::from_secs(2);
 
 /// How often a draining gateway looks whether its last call has ended.
 const LOOK: Duration = Duration::from_millis(20);
@@ -113,7 +117,7 @@ fn live(supervisor: &mut UnixStream) -> Result<(), Reason> {
         .enable_all()
         .build()?;
     let local = LocalSet::new();
-    let (log, slots) = local.block_on(&runtime, async {
+    let (log, slots, store) = local.block_on(&runtime, async {
         let (house, config) = Box::pin(House::build(&start, config, clock, supervisor)).await?;
         let cores = serve::start(&house.gateway, listeners)?;
         let mut doors = house.serve_admin(&cores, admin, admin_socket)?;
@@ -124,10 +128,19 @@ fn live(supervisor: &mut UnixStream) -> Result<(), Reason> {
     })?;
     // The admin API's senders go with the set; the chain ends when the last sender does.
     drop(local);
-    drop(runtime);
+    let heads = log.heads();
     if !log.join() {
         tracing::error!("the last audit records can't be written");
     }
+    let head = heads.borrow().clone();
+    let keeping = audit_log::heads::keep_one(&store, head);
+    if runtime
+        .block_on(async { tokio::time::timeout(LAST_HEAD, keeping).await })
+        .is_err()
+    {
+        tracing::warn!("the store doesn't answer: it hasn't the last head of the audit chain");
+    }
+    drop((store, runtime));
     if slots.are_free() {
         // Every call has its record: nothing to replay.
         std::fs::remove_file(slots_of(Path::new(&start.data), start.generation))?;
@@ -191,7 +204,7 @@ impl House {
         let audit = data.join("state/audit");
         let now = clock.unix_ns();
         let mut past = audit_log::past_calls(&audit, now.saturating_sub(REBUILD));
-        let (entries, log) = audit_log::open(chain_of(start, &config, &node, &audit))?;
+        let (entries, log) = open_log(start, &config, (&node, opened.signer), (&store, &audit))?;
         let trail = Trail::new(entries.clone(), log.healthy(), |ns| {
             control::clock::rfc3339_nanos(i128::from(ns))
         });
@@ -224,7 +237,7 @@ impl House {
             issuers: Arc::new(Issuers::new(ask_issuers)),
             clock,
         }));
-        gateway.metrics.tell_certificate(tls.ends);
+        figures::follow(&gateway, &store, tls.ends, digest_of(&start.config));
         let issuers = identity::follow(&gateway, config.sources.clone(), asked_issuers);
         let swap = Arc::clone(&gateway);
         let publisher = Publisher::new(store.clone(), Arc::new(move |keys| swap.publish(keys)));
@@ -249,7 +262,6 @@ impl House {
             entries,
             control::clock::system(),
         );
-        figures::follow(&gateway, &store);
         let renewals = tls::look_after(&secrets, (keeper, clients), &gateway, &in_force);
         let house = Self {
             gateway,
@@ -313,7 +325,7 @@ impl House {
         start: &Start,
         mut config: Config,
         running: Running,
-    ) -> Result<(Log, Arc<Slots>), Reason> {
+    ) -> Result<(Log, Arc<Slots>, Store), Reason> {
         let reading = supervisor.try_clone()?;
         reading.set_nonblocking(true)?;
         let mut reading = tokio::net::UnixStream::from_std(reading)?;
@@ -331,7 +343,7 @@ impl House {
                     ToGateway::Drain { grace_ms } => {
                         self.drain(running, Duration::from_millis(grace_ms), &mut reading)
                             .await;
-                        return Ok((self.log, Arc::clone(&self.gateway.slots)));
+                        return Ok((self.log, Arc::clone(&self.gateway.slots), self.store));
                     }
                 }
             }
@@ -414,17 +426,49 @@ async fn opened(start: &Start, config: Config, clock: Clock) -> Result<(Opened, 
     Ok((opened, config))
 }
 
+/// Opens the audit log, and starts what keeps its heads and its old files. Both end with this process's local set.
+fn open_log(
+    start: &Start,
+    config: &Config,
+    (node, signer): (&str, Arc<Signer>),
+    (store, audit): (&Store, &Path),
+) -> Result<(mpsc::Sender<rules::chain::Entry>, Log), Reason> {
+    let (entries, log) = audit_log::open(chain_of(start, config, (node, signer), audit))?;
+    let heads = audit_log::heads::keep(store.clone(), log.heads());
+    drop(tokio::task::spawn_local(heads));
+    let keeping = config.audit.keeping;
+    let keeper = audit_log::keep::Keeper {
+        dir: audit.to_path_buf(),
+        node: node.to_owned(),
+        store: store.clone(),
+        audit: entries.clone(),
+        clock: control::clock::system(),
+    };
+    drop(tokio::task::spawn_local(async move {
+        keeper.keep(move || keeping).await;
+    }));
+    Ok((entries, log))
+}
+
 /// This generation's audit chain.
-fn chain_of(start: &Start, config: &Config, node: &str, audit: &Path) -> AuditSpec {
+fn chain_of(
+    start: &Start,
+    config: &Config,
+    (node, signer): (&str, Arc<Signer>),
+    audit: &Path,
+) -> AuditSpec {
     AuditSpec {
         dir: audit.to_path_buf(),
         node: node.to_owned(),
         generation: start.generation,
         clock: control::clock::system(),
-        fsync: match config.audit_fsync {
+        fsync: match config.audit.fsync {
             config::Fsync::Interval => audit_log::Fsync::Interval,
             config::Fsync::Each => audit_log::Fsync::Each,
         },
+        signer,
+        checkpoint_every: config.audit.checkpoint_every,
+        rotate: config.audit.rotate,
     }
 }
 

@@ -1,8 +1,11 @@
 //! Audit records and the chain that holds them together.
 //!
 //! One JSON line a record, Elastic Common Schema names; each line carries its number and the SHA-256 of the line
-//! before, so a changed, removed, inserted or reordered line shows. The first line of a chain names the head of
-//! the chain before it. Written by `control::audit_log`, filled by `gateway::record` and `control::api`.
+//! before, so a changed, removed, inserted or reordered line shows ([`verify`]). The first line of a chain names the
+//! head of the chain before it; checkpoints in it are signed. Written by `control::audit_log`, filled by `gateway::record` and `control::api`.
+
+mod checkpoint;
+pub mod verify;
 
 use std::fmt;
 
@@ -10,6 +13,8 @@ use aws_lc_rs::digest;
 use serde::{Deserialize, Serialize};
 
 use crate::measure::{Ending, Source, Tokens};
+
+pub use checkpoint::{Checkpoint, PublicKey, Signer};
 
 /// The hash of a line without its newline.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -14,6 +14,7 @@ pub mod client;
 pub mod issuer;
 pub mod kms;
 pub mod postgres;
+pub mod prometheus;
 pub mod server;
 pub mod token;
 pub mod upstream;

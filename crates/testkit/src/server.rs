@@ -312,12 +312,15 @@ impl Guan {
         let folder =
             std::fs::read_dir(self.data.path().join("state/audit")).expect("the audit folder");
         let mut files: Vec<_> = folder.filter_map(|file| Some(file.ok()?.path())).collect();
+        // `NODE-GENERATION.jsonl`, further parts `NODE-GENERATION.PART.jsonl`.
         files.sort_by_key(|path| {
-            let name = path
-                .file_stem()
-                .map(|n| n.to_string_lossy().into_owned())
+            let name = path.file_name().map(|n| n.to_string_lossy().into_owned());
+            let numbers: Vec<u64> = name
+                .as_deref()
+                .and_then(|name| name.split_once('-'))
+                .map(|(_, rest)| rest.split('.').map_while(|n| n.parse().ok()).collect())
                 .unwrap_or_default();
-            name.rsplit('-').next().and_then(|n| n.parse::<u64>().ok())
+            numbers
         });
         files
             .iter()
@@ -416,6 +419,16 @@ impl Guan {
             done.is_ok_and(|status| status.success()),
             "kill -s {signal} {pid}"
         );
+    }
+
+    /// Ends it as a power cut would: its supervisor by SIGKILL, and with it whatever that started.
+    ///
+    /// # Panics
+    /// When it isn't running.
+    pub fn kill(&mut self) {
+        let mut child = self.child.take().expect("guan runs");
+        child.kill().expect("it can be killed");
+        child.wait().expect("its status");
     }
 
     /// Ends it by SIGTERM and gives its exit code.

@@ -12,8 +12,8 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 
 use super::guard::{self, Rule};
 use super::pages::{ListQuery, Page};
-use super::{ApiState, MOST_BODY_BYTES, MOST_IMPORT_BYTES, admins, keys, projects, secrets, usage};
-use super::{no_method, no_route, openapi};
+use super::{ApiState, MOST_BODY_BYTES, MOST_IMPORT_BYTES, admins, audit, keys, projects, secrets};
+use super::{no_method, no_route, openapi, usage};
 use crate::store::Right;
 
 /// Where a type's schema comes from.
@@ -159,6 +159,10 @@ fn of_the_rest() -> Vec<Route> {
             usage::usage, gives::<Page<UsageRow>>()).asks::<usage::UsageQuery>(),
         Route::new(GET, "/admin/v1/nodes", Viewer, "List the nodes that share the store",
             usage::nodes, gives::<Page<NodeRow>>()).asks::<ListQuery>(),
+        Route::new(GET, "/admin/v1/audit/key", Viewer, "Show the public key that the audit log is judged by",
+            audit::key, gives::<audit::Shown>()),
+        Route::new(GET, "/admin/v1/audit/heads", Viewer, "List the last signed head of each audit chain",
+            audit::heads, gives::<Page<rules::chain::Checkpoint>>()).asks::<ListQuery>(),
         Route::new(GET, "/admin/v1/me", Viewer, "Say who asks, and what he may do",
             admins::me, gives::<admins::Me>()),
         Route::new(GET, "/admin/v1/openapi.json", Viewer, "This description",

@@ -12,6 +12,7 @@ use rules::chain::{Chain, Head};
 use serde::{Deserialize, Serialize};
 
 use super::backwards::{Backwards, Line};
+use super::files::{ChainFile, list};
 use super::{AuditFault, EXTENSION, at};
 use crate::folder;
 
@@ -28,31 +29,38 @@ pub(super) struct Previous {
 
 /// The newest chain in `dir` by generation, less `own` and less files without a byte.
 pub(super) fn find(dir: &Path, own: &Path) -> Result<Option<Previous>, AuditFault> {
-    let mut chains: Vec<(u64, PathBuf)> = std::fs::read_dir(dir)
-        .map_err(|cause| at(dir, &cause))?
-        .filter_map(Result::ok)
-        .map(|entry| entry.path())
-        .filter(|path| path != own)
-        .filter_map(|path| Some((generation(&path)?, path)))
-        .collect();
-    chains.sort_by(|a, b| b.cmp(a));
-    for (_, path) in chains {
-        if let Some(previous) = stand(&path).map_err(|cause| at(&path, &cause))? {
+    let mut chains = list(dir).map_err(|cause| at(dir, &cause))?;
+    chains.retain(|file| file.path != own);
+    chains.sort_by_key(|file| std::cmp::Reverse((file.generation, file.part)));
+    for file in chains {
+        let stood = if file.packed {
+            packed(&file)
+        } else {
+            stand(&file)
+        };
+        if let Some(previous) = stood.map_err(|cause| at(&file.path, &cause))? {
             return Ok(Some(previous));
         }
     }
     Ok(None)
 }
 
-/// The generation in a chain file's name.
-fn generation(path: &Path) -> Option<u64> {
-    if path.extension()? != EXTENSION {
-        return None;
+/// A packed part was closed whole before it was packed.
+fn packed(of: &ChainFile) -> io::Result<Option<Previous>> {
+    let mut lines = of.lines()?;
+    let mut last = None;
+    while let Some((line, _)) = lines.next_line()? {
+        last = place(line).map(|chain| (chain.seq, Head::of(line)));
     }
-    path.file_stem()?.to_str()?.rsplit_once('-')?.1.parse().ok()
+    Ok(Some(Previous {
+        chain: of.chain(),
+        seq: last.map(|(seq, _)| seq),
+        head: last.map(|(_, head)| head.to_string()),
+    }))
 }
 
-fn stand(path: &Path) -> io::Result<Option<Previous>> {
+fn stand(of: &ChainFile) -> io::Result<Option<Previous>> {
+    let path = &*of.path;
     let file = OpenOptions::new().read(true).write(true).open(path)?;
     let mine = match file.try_lock() {
         Ok(()) => true,
@@ -63,15 +71,19 @@ fn stand(path: &Path) -> io::Result<Option<Previous>> {
     if length == 0 {
         return Ok(None);
     }
-    let chain = path
-        .file_stem()
-        .map(|stem| stem.to_string_lossy().into_owned());
     let mut previous = Previous {
-        chain: chain.unwrap_or_default(),
+        chain: of.chain(),
         seq: None,
         head: None,
     };
-    let Some((end, seq, head)) = last_good(&file)? else {
+    let Some((end, seq, head)) = last_good(&file, of.part)? else {
+        if of.part > 0 {
+            // Cut while it was begun: the part before it ends the chain.
+            if mine && let Err(cause) = set_aside(path, &file, 0, length) {
+                tracing::warn!(file = %path.display(), %cause, "a part of the audit chain that was cut while it was begun can't be set aside");
+            }
+            return Ok(None);
+        }
         tracing::warn!(file = %path.display(), "no good line at the end of this audit chain: it is left as it is; judge it before you trust it");
         return Ok(Some(previous));
     };
@@ -91,12 +103,12 @@ fn stand(path: &Path) -> io::Result<Option<Previous>> {
 }
 
 /// Where the last good line ends, its number and its hash.
-fn last_good(file: &File) -> io::Result<Option<(u64, u64, Head)>> {
+fn last_good(file: &File, part: u32) -> io::Result<Option<(u64, u64, Head)>> {
     let mut lines = Backwards::new(file)?.take(MOST_BAD_LINES);
     let mut line = lines.next().transpose()?;
     while let Some(this) = line {
         let before = lines.next().transpose()?;
-        if let Some(seq) = links(&this, before.as_ref()) {
+        if let Some(seq) = links(&this, before.as_ref(), part) {
             return Ok(Some((this.end(), seq, Head::of(&this.bytes))));
         }
         line = before;
@@ -105,7 +117,7 @@ fn last_good(file: &File) -> io::Result<Option<(u64, u64, Head)>> {
 }
 
 /// The line's number, if it is whole, JSON, and follows the one before.
-fn links(line: &Line, before: Option<&Line>) -> Option<u64> {
+fn links(line: &Line, before: Option<&Line>, part: u32) -> Option<u64> {
     if !line.whole {
         return None;
     }
@@ -115,7 +127,8 @@ fn links(line: &Line, before: Option<&Line>) -> Option<u64> {
             Head::parse(&chain.prev)? == Head::of(&before.bytes)
                 && place(&before.bytes)?.seq.checked_add(1)? == chain.seq
         }
-        None => line.offset == 0 && chain.seq == 0,
+        // The line before that of a further part stands in another file.
+        None => line.offset == 0 && (chain.seq == 0 || part > 0),
     };
     follows.then_some(chain.seq)
 }

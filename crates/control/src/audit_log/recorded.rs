@@ -2,9 +2,10 @@
 //! between its record and the clearing of its slot isn't recorded twice.
 
 use std::collections::HashSet;
-use std::fs::File;
-use std::io::{self, BufRead, BufReader};
+use std::io;
 use std::path::Path;
+
+use super::files::list;
 
 /// Those of `request_ids` that a chain of `generation` or a later one in `dir` records: a replay that was itself cut
 /// has written some of them into a chain of its own.
@@ -20,24 +21,14 @@ pub fn recorded(
     if request_ids.is_empty() {
         return Ok(found);
     }
-    for file in std::fs::read_dir(dir)? {
-        let file = file?;
-        let name = file.file_name();
-        let number = name
-            .to_str()
-            .and_then(|name| {
-                name.strip_suffix(super::EXTENSION)?
-                    .strip_suffix('.')?
-                    .rsplit_once('-')
-            })
-            .and_then(|(_, number)| number.parse::<u64>().ok());
-        if number.is_none_or(|number| number < generation) {
+    for file in list(dir)? {
+        if file.generation < generation {
             continue;
         }
-        for line in BufReader::new(File::open(file.path())?).split(b'\n') {
-            let line = line?;
+        let mut lines = file.lines()?;
+        while let Some((line, _)) = lines.next_line()? {
             // The id is looked for as a whole JSON string, so no text of another member can stand for it.
-            let text = String::from_utf8_lossy(&line);
+            let text = String::from_utf8_lossy(line);
             let here = |id: &&String| text.contains(&format!("\"http.request.id\":\"{id}\""));
             found.extend(request_ids.iter().filter(here).cloned());
         }

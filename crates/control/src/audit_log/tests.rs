@@ -12,6 +12,8 @@ use serde_json::Value;
 use super::write::{Out, Writer};
 use super::*;
 
+mod parts;
+
 const NODE: &str = "n0de00000000";
 
 fn spec(dir: &Path, generation: u64) -> AuditSpec {
@@ -21,7 +23,27 @@ fn spec(dir: &Path, generation: u64) -> AuditSpec {
         generation,
         clock: clock::system(),
         fsync: Fsync::Interval,
+        signer: signer(),
+        checkpoint_every: CHECKPOINT_EVERY,
+        rotate: Rotate::default(),
     }
+}
+
+fn signer() -> Arc<Signer> {
+    Arc::new(Signer::from_seed(&[7; 32]).unwrap())
+}
+
+/// A writer of a new chain into one file.
+fn writer<O: Out>(out: O, spec: &AuditSpec, healthy: &Arc<AtomicBool>) -> Writer<O> {
+    let link = Link {
+        seq: 0,
+        head: Head::NONE,
+    };
+    let (tell, _heads) = watch::channel(None);
+    let signing = sign::Signing::new("a-1".to_owned(), spec, tell);
+    let never = Box::new(|_part| Err(io::Error::other("no further part")));
+    let rotation = rotate::Rotation::new(spec.rotate, never);
+    Writer::new(out, (link, 0), spec, (signing, rotation), healthy)
 }
 
 fn note(word: &str) -> Record {
@@ -306,11 +328,7 @@ impl Filling {
             fsync,
             ..spec(dir.path(), 1)
         };
-        let link = Link {
-            seq: 0,
-            head: Head::NONE,
-        };
-        let writer = Writer::new(out, link, 0, &spec, &healthy);
+        let writer = writer(out, &spec, &healthy);
         let (to, from) = mpsc::channel(64);
         Self {
             dir,
@@ -409,11 +427,7 @@ async fn dev_full_refuses_and_ends_without_a_panic() {
     let healthy = Arc::new(AtomicBool::new(true));
     let full = OpenOptions::new().append(true).open("/dev/full").unwrap();
     let dir = tempfile::tempdir().unwrap();
-    let link = Link {
-        seq: 0,
-        head: Head::NONE,
-    };
-    let writer = Writer::new(full, link, 0, &spec(dir.path(), 1), &healthy);
+    let writer = writer(full, &spec(dir.path(), 1), &healthy);
     let (to, from) = mpsc::channel(4);
     let thread = std::thread::spawn(move || writer.run(from));
     assert_eq!(record(&to, note("a")).await, Err(AuditFault::Unwritten));

@@ -15,6 +15,8 @@ use tokio::runtime::{Builder, Handle};
 use tokio::sync::mpsc::Receiver;
 use tokio::time::{Instant, timeout_at};
 
+use super::rotate::Rotation;
+use super::sign::Signing;
 use super::{AuditSpec, Fsync, blank};
 use crate::clock::Clock;
 
@@ -55,6 +57,8 @@ pub(super) struct Writer<O> {
     refused: u64,
     clock: Clock,
     fsync: Fsync,
+    signing: Signing,
+    rotation: Rotation<O>,
     /// Something was written that nobody waits for the disk with.
     dirty: bool,
     healthy: Arc<AtomicBool>,
@@ -64,9 +68,9 @@ pub(super) struct Writer<O> {
 impl<O: Out> Writer<O> {
     pub(super) fn new(
         out: O,
-        link: Link,
-        length: u64,
+        (link, length): (Link, u64),
         spec: &AuditSpec,
+        (signing, rotation): (Signing, Rotation<O>),
         healthy: &Arc<AtomicBool>,
     ) -> Self {
         Self {
@@ -77,6 +81,8 @@ impl<O: Out> Writer<O> {
             refused: 0,
             clock: Arc::clone(&spec.clock),
             fsync: spec.fsync,
+            signing,
+            rotation,
             dirty: false,
             healthy: Arc::clone(healthy),
             syncing: Arc::new(AtomicBool::new(false)),
@@ -108,12 +114,21 @@ impl<O: Out> Writer<O> {
         let mut batch = Vec::with_capacity(BATCH);
         let mut due: Option<Instant> = None;
         loop {
-            let got = match due {
+            // What can't be written can't be signed either, and must not be waited for.
+            let healthy = self.healthy.load(Ordering::Acquire);
+            let sign_at = self.signing.grown(&self.link).filter(|_| healthy);
+            let next = [due, sign_at].into_iter().flatten().min();
+            let got = match next {
                 None => from.recv_many(&mut batch, BATCH).await,
                 Some(at) => match timeout_at(at, from.recv_many(&mut batch, BATCH)).await {
                     Ok(got) => got,
                     Err(_elapsed) => {
-                        due = self.wake(&runtime);
+                        self.checkpoint_if(sign_at);
+                        if due.is_some_and(|at| at <= Instant::now()) {
+                            due = self.wake(&runtime);
+                        } else if self.dirty || !self.healthy.load(Ordering::Acquire) {
+                            due = Some(due.unwrap_or_else(|| after(INTERVAL)));
+                        }
                         continue;
                     }
                 },
@@ -122,16 +137,87 @@ impl<O: Out> Writer<O> {
                 return self.close();
             }
             self.write(&mut batch);
+            // Under a steady load the wait above never ends by itself.
+            self.checkpoint_if(sign_at);
+            self.rotate_if_due();
             if !self.healthy.load(Ordering::Acquire) {
                 due = Some(after(PROBE));
             } else if self.fsync == Fsync::Interval {
                 let at = *due.get_or_insert_with(|| after(INTERVAL));
-                // Under a steady load the wait above never ends by itself.
                 if Instant::now() >= at {
                     due = self.wake(&runtime);
                 }
             }
         }
+    }
+
+    /// Signs the chain when the time has come. Nothing is signed while it can't be written.
+    fn checkpoint_if(&mut self, at: Option<Instant>) {
+        let healthy = self.healthy.load(Ordering::Acquire);
+        if !healthy || at.is_none_or(|at| at > Instant::now()) {
+            return;
+        }
+        let Some(signed) = self.signing.sign(&self.link) else {
+            return;
+        };
+        let mut record = blank(&self.clock, "checkpoint");
+        record.act = Some(json!({ "checkpoint": signed }));
+        let (before, mut bytes) = (self.link, Vec::new());
+        if !self.chain(&record, &mut bytes) {
+            return;
+        }
+        match self.append(&bytes) {
+            Ok(()) => {
+                self.dirty = true;
+                self.signing.signed(signed, &self.link);
+            }
+            Err(cause) => {
+                self.link = before;
+                self.failed(&cause);
+            }
+        }
+    }
+
+    /// Goes on in another file when this one is full or old. What was written is on disk before.
+    fn rotate_if_due(&mut self) {
+        if !self.healthy.load(Ordering::Acquire) {
+            return;
+        }
+        let Some(next) = self.rotation.next_if_due(self.length) else {
+            return;
+        };
+        let signed = self.signing.sign(&self.link);
+        let part = self.rotation.part();
+        let mut ends = blank(&self.clock, "part-end");
+        ends.act = Some(json!({ "part": part.saturating_sub(1), "checkpoint": signed }));
+        let mut starts = blank(&self.clock, "part-start");
+        starts.act = Some(json!({ "chain": self.signing.chain(), "part": part }));
+        let before = self.link;
+        let mut bytes = Vec::new();
+        let chained = self.chain(&ends, &mut bytes);
+        let ended = self.append(&bytes).and_then(|()| self.out.sync());
+        if let Err(cause) = ended {
+            self.link = before;
+            return self.failed(&cause);
+        }
+        if let Some(signed) = signed.filter(|_| chained) {
+            self.signing.signed(signed, &self.link);
+        }
+        self.out = Arc::new(next);
+        self.length = 0;
+        self.dirty = false;
+        let (before, mut bytes) = (self.link, Vec::new());
+        let _chained = self.chain(&starts, &mut bytes);
+        if let Err(cause) = self.append(&bytes).and_then(|()| self.out.sync()) {
+            self.link = before;
+            self.failed(&cause);
+        }
+    }
+
+    /// From now on nothing is accepted until a write stands.
+    fn failed(&self, cause: &io::Error) {
+        complain(cause);
+        self.healthy.store(false, Ordering::Release);
     }
 
     /// What is to do when the time has come; the next time, if there is more.
@@ -264,10 +350,17 @@ impl<O: Out> Writer<O> {
     fn close(mut self) -> bool {
         let mut bytes = Vec::new();
         let mut end = blank(&self.clock, "chain-end");
-        end.act = Some(json!({ "records": self.link.seq, "refused": self.refused }));
+        let signed = self.signing.sign(&self.link);
+        let (records, refused) = (self.link.seq, self.refused);
+        end.act = Some(json!({ "records": records, "refused": refused, "checkpoint": signed }));
         let chained = self.chain(&end, &mut bytes);
         match self.append(&bytes).and_then(|()| self.out.sync()) {
-            Ok(()) => chained,
+            Ok(()) => {
+                if let Some(signed) = signed {
+                    self.signing.signed(signed, &self.link);
+                }
+                chained
+            }
             Err(cause) => {
                 complain(&cause);
                 false

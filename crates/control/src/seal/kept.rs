@@ -18,6 +18,8 @@ pub(crate) enum Name {
         /// The node's id.
         node: String,
     },
+    /// What signs the checkpoints of audit chains: 32 bytes.
+    AuditKey,
 }
 
 /// A value that was read, and how it stood there: whoever replaces it says so.
@@ -71,6 +73,7 @@ impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::TlsPair { node } => write!(f, "tls-pair/{node}"),
+            Self::AuditKey => f.write_str("audit-key"),
         }
     }
 }

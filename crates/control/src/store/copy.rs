@@ -46,6 +46,7 @@ impl Store {
             "SELECT chain, seq, offset_bytes FROM cursors").fetch_all(pool).await)?;
         let sealed: Vec<(String, Vec<u8>, i64)> = read!(self, pool => sqlx::query_as(
             "SELECT name, value, changed_at FROM secrets").fetch_all(pool).await)?;
+        let heads = self.heads_after("", u32::MAX).await?;
         let copied = Copied {
             keys: keys.len(),
             projects: projects.len(),
@@ -86,6 +87,9 @@ impl Store {
             within!(&mut tx, c => sqlx::query(
                 "INSERT INTO cursors (chain, seq, offset_bytes) VALUES ($1, $2, $3)")
                 .bind(chain).bind(seq).bind(offset).execute(c).await.map(drop))?;
+        }
+        for head in &heads {
+            tx.put_head(head).await?;
         }
         for (name, value, at) in sealed {
             within!(&mut tx, c => sqlx::query(

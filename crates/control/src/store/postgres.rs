@@ -294,6 +294,17 @@ CREATE TABLE once (
 CREATE INDEX once_by_age ON once (taken_at);
 UPDATE guan_schema SET version = 4;
 ",
+    "
+CREATE TABLE audit_heads (
+    chain TEXT PRIMARY KEY,
+    seq BIGINT NOT NULL,
+    head TEXT NOT NULL,
+    signed_at TEXT NOT NULL,
+    signed_by TEXT NOT NULL,
+    signature TEXT NOT NULL
+);
+UPDATE guan_schema SET version = 5;
+",
 ];
 
 #[cfg(test)]

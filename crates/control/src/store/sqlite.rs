@@ -289,6 +289,16 @@ CREATE TABLE once (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX once_by_age ON once (taken_at);
 PRAGMA user_version = 5;
+", "
+CREATE TABLE audit_heads (
+    chain TEXT PRIMARY KEY,
+    seq INTEGER NOT NULL,
+    head TEXT NOT NULL,
+    signed_at TEXT NOT NULL,
+    signed_by TEXT NOT NULL,
+    signature TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+PRAGMA user_version = 6;
 "];
 
 #[cfg(test)]

@@ -6,6 +6,8 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::{Request, Response};
+use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
@@ -13,8 +15,10 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
+use crate::body::Body;
 use crate::deliver::relay::Relay;
 use crate::door::handshake::{ClientCertificate, Secured, shake};
+use crate::door::{cors, framing};
 use crate::settings::OnRevoke;
 use crate::state::Gateway;
 use crate::upstream::client::Pool;
@@ -156,10 +160,30 @@ async fn serve(core: Rc<Core>, stream: TcpStream, peer: SocketAddr, phase: watch
     }
 }
 
+/// Answers one request, and tells a browser whether the page that sent it may read that.
+async fn answer(core: &Rc<Core>, peer: &Peer, request: Request<Incoming>) -> Response<Body> {
+    let origin = {
+        let settings = core.gateway.settings.load();
+        cors::allowed(&settings.cors_origins, request.headers())
+    };
+    let Some(origin) = origin else {
+        return way::walk(core, peer, request).await;
+    };
+    let (head, body) = request.into_parts();
+    // What two readers could read in two ways is left to the way, which refuses it.
+    let judged = framing::judge(&head).is_ok();
+    if let Some(preflight) = cors::preflight(&head, &origin).filter(|_| judged) {
+        return preflight;
+    }
+    let mut response = way::walk(core, peer, Request::from_parts(head, body)).await;
+    cors::mark(&mut response, &origin);
+    response
+}
+
 async fn serve_h1(core: Rc<Core>, secured: Secured, peer: Peer, mut phase: watch::Receiver<Phase>) {
     let service = service_fn(move |request| {
         let (core, peer) = (Rc::clone(&core), peer.clone());
-        async move { Ok::<_, std::convert::Infallible>(way::walk(&core, &peer, request).await) }
+        async move { Ok::<_, std::convert::Infallible>(answer(&core, &peer, request).await) }
     });
     let mut connection = std::pin::pin!(
         hyper::server::conn::http1::Builder::new()
@@ -181,7 +205,7 @@ async fn serve_h1(core: Rc<Core>, secured: Secured, peer: Peer, mut phase: watch
 async fn serve_h2(core: Rc<Core>, secured: Secured, peer: Peer, mut phase: watch::Receiver<Phase>) {
     let service = service_fn(move |request| {
         let (core, peer) = (Rc::clone(&core), peer.clone());
-        async move { Ok::<_, std::convert::Infallible>(way::walk(&core, &peer, request).await) }
+        async move { Ok::<_, std::convert::Infallible>(answer(&core, &peer, request).await) }
     });
     let mut connection = std::pin::pin!(
         hyper::server::conn::http2::Builder::new(Local)

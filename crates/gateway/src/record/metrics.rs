@@ -50,6 +50,8 @@ struct Gauges {
     draining: Gauge,
     stale: Gauge,
     audit: Gauge,
+    audit_waiting: Gauge,
+    config: Family<Config, Gauge>,
     heard: Gauge<f64, std::sync::atomic::AtomicU64>,
     secrets: Gauge,
     workers: Gauge,
@@ -67,6 +69,8 @@ struct Outside {
     rotation_due: BTreeMap<String, u64>,
     sealing_reachable: Option<bool>,
     certificate_ends: Option<i64>,
+    /// The config file in force, by a short name of its bytes.
+    config: Option<String>,
 }
 
 /// How a call ended, as it is counted.
@@ -107,6 +111,11 @@ struct Model {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Config {
+    digest: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Role {
     role: String,
 }
@@ -131,6 +140,7 @@ impl Default for Metrics {
         };
         metrics.register_sums();
         metrics.register_gauges();
+        metrics.register_told();
         metrics
     }
 }
@@ -228,6 +238,11 @@ impl Metrics {
                 &gauges.audit,
             ),
             (
+                "guan_audit_queue_length",
+                "Records that wait to be written, and places that calls hold for theirs",
+                &gauges.audit_waiting,
+            ),
+            (
                 "guan_key_secrets",
                 "Secrets of keys in memory, revoked ones included",
                 &gauges.secrets,
@@ -240,6 +255,23 @@ impl Metrics {
         ] {
             all.register(name, help, gauge.clone());
         }
+        let heard = gauges.heard.clone();
+        all.register_with_unit(
+            "guan_store_silence",
+            "Since the store was last heard",
+            Unit::Seconds,
+            heard,
+        );
+    }
+
+    /// What isn't there before it is known.
+    fn register_told(&mut self) {
+        let (all, gauges) = (&mut self.registry, &self.gauges);
+        all.register(
+            "guan_config_info",
+            "The config file in force: nodes that differ in it judge differently",
+            gauges.config.clone(),
+        );
         all.register(
             "guan_sealing_reachable",
             "1 if the key service of [kms] opened the data key when it was asked last",
@@ -249,13 +281,6 @@ impl Metrics {
             "guan_certificate_not_after_timestamp_seconds",
             "When the certificate in use ends, seconds since 1970",
             gauges.certificate.clone(),
-        );
-        let heard = gauges.heard.clone();
-        all.register_with_unit(
-            "guan_store_silence",
-            "Since the store was last heard",
-            Unit::Seconds,
-            heard,
         );
     }
 
@@ -331,6 +356,11 @@ impl Metrics {
         self.outside().certificate_ends = ends;
     }
 
+    /// Takes the short name of the config file in force.
+    pub fn tell_config(&self, digest: String) {
+        self.outside().config = Some(digest);
+    }
+
     fn outside(&self) -> MutexGuard<'_, Outside> {
         // Each value is whole: a panic elsewhere leaves nothing half-written.
         self.outside.lock().unwrap_or_else(PoisonError::into_inner)
@@ -364,6 +394,7 @@ impl Metrics {
             .stale
             .set(flag(gateway.config_stale.load(Ordering::Relaxed)));
         gauges.audit.set(flag(gateway.trail.is_healthy()));
+        gauges.audit_waiting.set(number(gateway.trail.waiting()));
         gauges.heard.set(gateway.freshness.age().as_secs_f64());
         gauges.secrets.set(number(gateway.keys.load().len()));
         gauges.workers.set(number(gateway.workers.load().len()));
@@ -393,6 +424,13 @@ impl Metrics {
                 family.get_or_create(&NoLabels::new()).set(value);
             }
         };
+        gauges.config.clear();
+        if let Some(digest) = &outside.config {
+            let labels = Config {
+                digest: digest.clone(),
+            };
+            gauges.config.get_or_create(&labels).set(1);
+        }
         known(&gauges.sealing, outside.sealing_reachable.map(flag));
         known(&gauges.certificate, outside.certificate_ends);
     }

@@ -62,6 +62,12 @@ impl Trail {
             })
     }
 
+    /// Records that wait to be written, and places that calls hold for theirs.
+    pub(crate) fn waiting(&self) -> usize {
+        let free = self.entries.capacity();
+        self.entries.max_capacity().saturating_sub(free)
+    }
+
     /// Whether the log can be written.
     pub(crate) fn is_healthy(&self) -> bool {
         self.healthy.load(Ordering::Relaxed)

@@ -115,20 +115,21 @@ fn render(config: &Config) -> String {
     let mut out = String::new();
     let names = list(config.names.iter().map(String::as_str));
     let settings = &config.settings;
-    let fsync = match config.audit_fsync {
+    let fsync = match config.audit.fsync {
         Fsync::Interval => "interval",
         Fsync::Each => "each",
     };
     let mut client_auth = String::new();
     identity::render_client_auth(&mut client_auth, config);
     let head = format!(
-        "[server]\nlisten = {}\nnames = {names}\nmax_body = {}\nbody_budget = {}\ncommit_after = {}\ncomment_every = {}\non_revoke = \"{}\"\nfailed_credentials_per_minute = {}\n\n\
-         [tls]\nmode = \"self-signed\"\n{client_auth}\n[admin]\nlisten = {}\n\n[store]\nurl = {}\nmax_stale = {}\n\n[audit]\nfsync = \"{fsync}\"\n",
+        "[server]\nlisten = {}\nnames = {names}\nmax_body = {}\nbody_budget = {}\ncommit_after = {}\ncomment_every = {}\ncors_origins = {}\non_revoke = \"{}\"\nfailed_credentials_per_minute = {}\n\n\
+         [tls]\nmode = \"self-signed\"\n{client_auth}\n[admin]\nlisten = {}\n\n[store]\nurl = {}\nmax_stale = {}\n\n[audit]\nfsync = \"{fsync}\"\ncheckpoint_every = {}\nrotate_size = {}\nrotate_after = {}\ncompress = {}\n",
         text(&config.listen.to_string()),
         text(&write_size(settings.max_body)),
         text(&write_size(settings.body_budget)),
         text(&write_duration(settings.commit_after)),
         text(&write_duration(settings.comment_every)),
+        list(settings.cors_origins.iter().map(String::as_str)),
         match settings.on_revoke {
             OnRevoke::Cut => "cut",
             OnRevoke::Finish => "finish",
@@ -144,17 +145,13 @@ fn render(config: &Config) -> String {
             Target::Postgres(server) => &server.url,
         }),
         text(&write_duration(settings.max_stale)),
+        text(&write_duration(config.audit.checkpoint_every)),
+        text(&write_size(config.audit.rotate.size)),
+        text(&write_duration(config.audit.rotate.after)),
+        config.audit.keeping.pack_after.is_some(),
     );
     out.push_str(&head);
-    if let Some(address) = config.metrics {
-        // A reader of this has the token's reference in the file itself; without one the table would mean nothing.
-        writeln!(
-            out,
-            "\n[metrics]\n# listen = {}\n# token: set, not shown",
-            text(&address.to_string())
-        )
-        .ok();
-    }
+    render_audit_and_metrics(&mut out, config);
     render_kms(&mut out, config);
     if let Some(mirror) = &config.mirror {
         write!(out, "\n[hub]\nmirror = {}\n", text(mirror)).ok();
@@ -187,6 +184,23 @@ fn render(config: &Config) -> String {
         render_model(&mut out, model, config);
     }
     out
+}
+
+/// The end of `[audit]`, and `[metrics]`.
+fn render_audit_and_metrics(out: &mut String, config: &Config) {
+    match config.audit.keeping.remove_after {
+        Some(after) => writeln!(out, "retention = {}", text(&write_duration(after))).ok(),
+        None => writeln!(out, "# retention: for ever").ok(),
+    };
+    if let Some(address) = config.metrics {
+        // A reader of this has the token's reference in the file itself; without one the table would mean nothing.
+        writeln!(
+            out,
+            "\n[metrics]\n# listen = {}\n# token: set, not shown",
+            text(&address.to_string())
+        )
+        .ok();
+    }
 }
 
 fn render_kms(out: &mut String, config: &Config) {

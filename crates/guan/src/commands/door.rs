@@ -402,12 +402,17 @@ impl Door {
                 ..
             } = *here;
             drop((keys, secrets));
+            let heads = log.heads();
             if !log.join() {
                 remark(
                     "guan: the last audit records may not be on disk; make room on the disk of state/audit",
                 );
             }
-            runtime.block_on(store.close());
+            let head = heads.borrow().clone();
+            runtime.block_on(async {
+                audit_log::heads::keep_one(&store, head).await;
+                store.close().await;
+            });
         }
     }
 }
@@ -438,6 +443,9 @@ impl Here {
             generation: folder.next_generation()?,
             clock: Arc::clone(&clock),
             fsync: Fsync::Each,
+            signer: opened.signer,
+            checkpoint_every: audit_log::CHECKPOINT_EVERY,
+            rotate: audit_log::Rotate::default(),
         })
         .map_err(|e| Failure::new(e.to_string()))?;
         let publisher = Publisher::nobody(opened.store.clone());

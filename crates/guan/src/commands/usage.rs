@@ -94,7 +94,7 @@ fn show(rows: &[UsageRow], head: &str, args: &UsageArgs) -> Result<(), Failure> 
 }
 
 /// A field of RFC 4180. One that a spreadsheet would take for a formula is told to be text.
-fn quoted(text: &str) -> String {
+pub(super) fn quoted(text: &str) -> String {
     let text = if text.starts_with(['=', '+', '-', '@']) {
         format!("'{text}")
     } else {

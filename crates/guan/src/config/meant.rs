@@ -22,6 +22,7 @@ use super::{Place, Seat, nearest, reference, written};
 use crate::token::Reach;
 
 mod admin;
+mod audit;
 mod clients;
 mod issuers;
 pub(crate) mod kms;
@@ -30,6 +31,7 @@ mod models;
 mod server;
 pub(crate) mod store;
 
+pub(crate) use audit::Audit;
 pub(crate) use clients::ClientAuth;
 
 /// Everything that `guan.toml` says.
@@ -59,8 +61,8 @@ pub(crate) struct Config {
     pub(crate) kms_check_every: Duration,
     /// The sealed values in it.
     pub(crate) sealed: BTreeSet<String>,
-    /// When audit records reach the disk.
-    pub(crate) audit_fsync: Fsync,
+    /// How the audit log is written and kept.
+    pub(crate) audit: Audit,
     /// Where `guan model pull` fetches from, if not from the hubs.
     pub(crate) mirror: Option<String>,
     /// Variables of the environment that references name: the gateway must be given them.
@@ -160,8 +162,7 @@ pub(super) fn convert(file: written::File, place: &Place<'_>) -> Result<Config, 
         Duration::from_mins(1),
         Duration::from_secs(1)..=Duration::from_hours(1),
     );
-    let fsync = one_of(file.audit.fsync, "interval");
-    judge.word(&top.key("audit"), "fsync", &fsync, &["interval", "each"]);
+    let audit = judge.audit(&top.key("audit"), file.audit);
     let mirror = judge.mirror(&top.key("hub"), file.hub.mirror);
     let (models, engines) = models::convert(&mut judge, file.models, place);
     let roles = judge.roles(file.roles, &models);
@@ -180,6 +181,7 @@ pub(super) fn convert(file: written::File, place: &Place<'_>) -> Result<Config, 
             body_budget: server.body_budget,
             commit_after: server.commit_after,
             comment_every: server.comment_every,
+            cors_origins: server.cors_origins,
             on_revoke: server.on_revoke,
             failed_credentials_per_minute: server.failed_credentials_per_minute,
             max_stale,
@@ -196,11 +198,7 @@ pub(super) fn convert(file: written::File, place: &Place<'_>) -> Result<Config, 
         kms,
         kms_check_every,
         sealed: judge.sealed,
-        audit_fsync: if fsync == "each" {
-            Fsync::Each
-        } else {
-            Fsync::Interval
-        },
+        audit,
         mirror,
         environment: judge.environment,
     })

@@ -45,7 +45,7 @@ fn an_empty_file_means_the_defaults() {
     assert_eq!(config.settings.commit_after, Duration::from_secs(10));
     assert_eq!(config.settings.roles, rules::policy::Role::defaults());
     assert!(config.settings.models.is_empty() && config.engines.is_empty());
-    assert_eq!(config.audit_fsync, Fsync::Interval);
+    assert_eq!(config.audit.fsync, Fsync::Interval);
     assert_eq!(config.mirror, None);
 }
 
@@ -132,7 +132,7 @@ fn a_full_file_means_what_it_says() {
         (config.settings.max_body, config.settings.body_budget),
         (1 << 20, 8 << 20)
     );
-    assert_eq!(config.audit_fsync, Fsync::Each);
+    assert_eq!(config.audit.fsync, Fsync::Each);
     assert_eq!(config.mirror.as_deref(), Some("https://hub.corp.example"));
     assert_eq!(config.environment.iter().collect::<Vec<_>>(), ["VLLM_KEY"]);
 

@@ -37,6 +37,7 @@ pub(super) struct Server {
     pub(super) body_budget: Option<Size>,
     pub(super) commit_after: Option<Span>,
     pub(super) comment_every: Option<Span>,
+    pub(super) cors_origins: Vec<String>,
     pub(super) on_revoke: Option<String>,
     pub(super) failed_credentials_per_minute: Option<i64>,
 }
@@ -105,6 +106,11 @@ pub(super) struct Kms {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Audit {
     pub(super) fsync: Option<String>,
+    pub(super) checkpoint_every: Option<Span>,
+    pub(super) rotate_size: Option<Size>,
+    pub(super) rotate_after: Option<Span>,
+    pub(super) compress: Option<bool>,
+    pub(super) retention: Option<Span>,
 }
 
 /// `[hub]`: where `guan model pull` fetches from.

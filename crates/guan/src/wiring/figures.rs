@@ -36,8 +36,16 @@ impl House {
     }
 }
 
-/// Counts at once and each minute how many keys are due for a new secret. It ends with this process's local set.
-pub(super) fn follow(gateway: &Arc<Gateway>, store: &Store) {
+/// Tells what is known at the start, and counts at once and each minute how many keys are due for a new secret. That
+/// ends with this process's local set.
+pub(super) fn follow(
+    gateway: &Arc<Gateway>,
+    store: &Store,
+    certificate_ends: Option<i64>,
+    config: String,
+) {
+    gateway.metrics.tell_certificate(certificate_ends);
+    gateway.metrics.tell_config(config);
     let (gateway, store) = (Arc::clone(gateway), store.clone());
     drop(tokio::task::spawn_local(async move {
         let mut minute = tokio::time::interval(EVERY);

@@ -21,6 +21,7 @@ use crate::config::{self, Config};
 /// A file that is good, but for the key service's word on it.
 pub(super) struct Asking {
     next: Config,
+    digest: String,
     said: Pin<Box<dyn Future<Output = Result<(), String>>>>,
 }
 
@@ -63,6 +64,7 @@ impl House {
         };
         Ok(Asking {
             next,
+            digest: super::digest_of(text),
             said: Box::pin(async move { if is_new { question.ask().await } else { Ok(()) } }),
         })
     }
@@ -79,6 +81,7 @@ impl House {
         }
         let next = asked.next;
         self.gateway.take_up(next.settings.clone());
+        self.gateway.metrics.tell_config(asked.digest);
         self.in_force.store(Arc::new(InForce::of(&next)));
         self.issuers.send_replace(next.sources.clone());
         *config = next;
@@ -152,8 +155,8 @@ fn only_at_start(old: &Config, new: &Config) -> Option<&'static str> {
     if old.client_auth != new.client_auth {
         return Some("[tls] client_ca or client_auth has changed: restart `guan serve` to use it");
     }
-    if old.audit_fsync != new.audit_fsync {
-        return Some("[audit] fsync has changed: restart `guan serve` to use it");
+    if old.audit != new.audit {
+        return Some("[audit] has changed: restart `guan serve` to use it");
     }
     None
 }

@@ -2,13 +2,16 @@
 
 mod admin;
 mod answers;
+mod audit;
 mod certificates;
+mod exposure;
 mod field_cases;
 mod issuers;
 mod keys;
 mod line;
 mod metrics;
 mod model_pull;
+mod observed;
 mod records;
 mod secrets;
 mod start;

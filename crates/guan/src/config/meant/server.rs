@@ -22,6 +22,7 @@ pub(super) struct Server {
     pub(super) body_budget: u64,
     pub(super) commit_after: Duration,
     pub(super) comment_every: Duration,
+    pub(super) cors_origins: Vec<String>,
     pub(super) on_revoke: OnRevoke,
     pub(super) failed_credentials_per_minute: u32,
 }
@@ -77,6 +78,7 @@ impl Judge {
             body_budget,
             commit_after,
             comment_every,
+            cors_origins: self.origins(server, file.cors_origins),
             on_revoke: if on_revoke == "cut" {
                 OnRevoke::Cut
             } else {
@@ -100,6 +102,27 @@ impl Judge {
             "must be an IP address and a port, such as \"0.0.0.0:8443\" or \"[::]:8443\"",
         );
         default
+    }
+
+    /// Origins as browsers write them: scheme, host and perhaps a port, in small letters.
+    fn origins(&mut self, server: &Seat, origins: Vec<String>) -> Vec<String> {
+        let good = |b: u8| {
+            b.is_ascii_lowercase()
+                || b.is_ascii_digit()
+                || matches!(b, b'.' | b'-' | b':' | b'[' | b']')
+        };
+        for (n, origin) in origins.iter().enumerate() {
+            let host = origin
+                .strip_prefix("https://")
+                .or_else(|| origin.strip_prefix("http://"));
+            if host.is_none_or(|host| host.is_empty() || !host.bytes().all(good)) {
+                self.problem(
+                    &server.key("cors_origins").index(n),
+                    format!("cors_origins in [server] holds {origin:?}, which is no origin: write it as a browser does, such as \"https://app.example.com\", without a path and never \"*\""),
+                );
+            }
+        }
+        origins
     }
 
     fn names(&mut self, server: &Seat, names: Vec<String>) -> Vec<String> {
