@@ -10,12 +10,14 @@ mod due;
 mod import;
 mod projects;
 
+use std::collections::HashSet;
 use std::fmt;
 
 use aws_lc_rs::rand;
 use rules::chain::{Entry, Record};
 use rules::ident;
 use rules::key::{Digest, KeyId, Minted, Pepper, mint, mint_again};
+use rules::limit::Limit;
 use rules::policy::{Own, Said, explain};
 use rules::snapshot::Roles;
 use serde_json::json;
@@ -633,10 +635,17 @@ fn check_own(own: &Own) -> Result<(), KeysFault> {
         ("concurrent_requests", own.concurrent_requests == Some(0)),
         ("max_output_tokens", own.max_output_tokens == Some(0)),
     ];
-    match zero.into_iter().find(|(_, zero)| *zero) {
-        Some((what, _)) => fault(what, "must be at least 1"),
-        None => Ok(()),
+    if let Some((what, _)) = zero.into_iter().find(|(_, zero)| *zero) {
+        return fault(what, "must be at least 1");
     }
+    for (what, list) in [("limits", &own.limits), ("budget", &own.budget)] {
+        let list = list.as_deref().unwrap_or_default();
+        let kinds: HashSet<_> = list.iter().map(Limit::kind).collect();
+        if list.len() > rules::limit::MOST_LISTED || kinds.len() < list.len() {
+            return fault(what, "must be at most 8, no two of which count the same");
+        }
+    }
+    Ok(())
 }
 
 /// What can be shown in a list.

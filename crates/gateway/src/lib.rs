@@ -51,7 +51,9 @@ mod upstream {
 pub mod limits {
     //! What callers have used up.
     pub(crate) mod addresses;
+    pub mod backend;
     pub mod memory;
+    pub(crate) mod meter;
 }
 
 pub mod record {

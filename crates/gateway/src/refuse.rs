@@ -7,7 +7,7 @@ use http::header::{
 };
 use http::{HeaderMap, Response, StatusCode};
 use rules::ident::RequestId;
-use rules::limit::Standing;
+use rules::limit::{Standing, Told};
 use rules::refusal::{Answer, Refusal, spoken};
 
 use crate::body::Body;
@@ -88,20 +88,31 @@ pub(crate) fn error_bytes(answer: &Answer) -> Vec<u8> {
     )
 }
 
-/// How the caller's request limit stands.
-pub(crate) fn tell_limits(headers: &mut HeaderMap, standing: &Standing) {
-    insert_number(
-        headers,
-        HeaderName::from_static("x-ratelimit-limit-requests"),
-        standing.limit,
-    );
-    insert_number(
-        headers,
-        HeaderName::from_static("x-ratelimit-remaining-requests"),
-        standing.remaining,
-    );
+/// How the caller's tightest limits on calls and on tokens stand.
+pub(crate) fn tell_limits(headers: &mut HeaderMap, told: &Told) {
+    let requests = [
+        "x-ratelimit-limit-requests",
+        "x-ratelimit-remaining-requests",
+        "x-ratelimit-reset-requests",
+    ];
+    let tokens = [
+        "x-ratelimit-limit-tokens",
+        "x-ratelimit-remaining-tokens",
+        "x-ratelimit-reset-tokens",
+    ];
+    for (standing, names) in [(told.requests, requests), (told.tokens, tokens)] {
+        if let Some(standing) = standing {
+            tell(headers, &standing, names.map(HeaderName::from_static));
+        }
+    }
+}
+
+fn tell(headers: &mut HeaderMap, standing: &Standing, names: [HeaderName; 3]) {
+    let [limit, remaining, reset] = names;
+    insert_number(headers, limit, standing.limit);
+    insert_number(headers, remaining, standing.remaining);
     if let Ok(value) = HeaderValue::try_from(spoken(standing.reset)) {
-        headers.insert(HeaderName::from_static("x-ratelimit-reset-requests"), value);
+        headers.insert(reset, value);
     }
 }
 
@@ -117,7 +128,45 @@ pub(crate) fn insert_number(headers: &mut HeaderMap, name: HeaderName, number: u
 
 #[cfg(test)]
 mod tests {
+    use rules::limit::{Class, Denied, Limit, parse_budget, parse_limit};
+
     use super::*;
+
+    #[test]
+    fn a20_each_limit_names_itself_and_says_whether_waiting_helps() {
+        let id = RequestId::new(1, [0; 10]);
+        let refused = |limit: Limit, asked, seconds| {
+            let response = refuse(
+                id,
+                &Refusal::Limit(Denied {
+                    class: Class::Project,
+                    limit,
+                    asked,
+                    used: 5,
+                    retry: Duration::from_secs(seconds),
+                }),
+            );
+            let text = |name: &str| {
+                let value = response.headers().get(name);
+                value.map(|v| v.to_str().unwrap_or_default().to_owned())
+            };
+            (
+                response.status().as_u16(),
+                text("retry-after"),
+                text("x-should-retry"),
+            )
+        };
+        let tokens = parse_limit("100 tokens/minute").unwrap();
+        let budget = parse_budget("100 tokens/month").unwrap();
+        let some = |text: &str| Some(text.to_owned());
+        assert_eq!(refused(tokens, 60, 12), (429, some("12"), None));
+        assert_eq!(refused(Limit::running(4), 1, 1), (429, some("1"), None));
+        assert_eq!(
+            refused(budget, 60, 9000),
+            (429, some("9000"), some("false"))
+        );
+        assert_eq!(refused(tokens, 101, 0), (400, None, some("false")));
+    }
 
     #[test]
     fn retry_after_rounds_up_and_is_never_zero() {
@@ -132,7 +181,14 @@ mod tests {
         let response = refuse(id, &Refusal::NoCredential);
         assert_eq!(response.headers()[WWW_AUTHENTICATE], "Bearer");
         let retry = Duration::from_millis(1500);
-        let response = refuse(id, &Refusal::RequestRate { limit: 10, retry });
+        let denied = Denied {
+            class: Class::Key,
+            limit: Limit::per_minute(10),
+            asked: 1,
+            used: 10,
+            retry,
+        };
+        let response = refuse(id, &Refusal::Limit(denied));
         assert_eq!(response.status(), 429);
         assert_eq!(response.headers()[RETRY_AFTER], "2");
         assert_eq!(response.headers()[RETRY_AFTER_MS], "1500");

@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use rules::certificate;
+use rules::limit::Price;
+use rules::policy::{Caps, Pool};
 use rules::snapshot::Roles;
 use rules::token::Issuer;
 use wire::openai::{Dialect, UnknownFields};
@@ -43,6 +45,8 @@ pub struct Settings {
     pub metrics_token: Option<Secret>,
     /// Models by public name.
     pub models: BTreeMap<String, Arc<Model>>,
+    /// What all calls of this node share.
+    pub node: Pool,
 }
 
 /// What becomes of running streams whose key is taken back.
@@ -69,6 +73,12 @@ pub struct Model {
     pub upstream_name: String,
     /// Output tokens of one answer, at most; `None`: the role's limit alone.
     pub max_output_tokens: Option<u64>,
+    /// What all its calls share.
+    pub pool: Pool,
+    /// Most of what a body may ask of it.
+    pub caps: Caps,
+    /// What its tokens cost.
+    pub price: Price,
     /// Who owns it, for `/v1/models`.
     pub owned_by: String,
     /// When it was made known, seconds since 1970, for `/v1/models`.

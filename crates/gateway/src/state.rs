@@ -18,7 +18,8 @@ use crate::check::fresh::Freshness;
 use crate::check::token::Issuers;
 use crate::door::handshake::Tls;
 use crate::limits::addresses::Failures;
-use crate::limits::memory::Memory;
+use crate::limits::backend::Limits;
+use crate::limits::meter::Meters;
 use crate::record::metrics::Metrics;
 use crate::record::slot::Slots;
 use crate::record::trail::{Strangers, Trail};
@@ -43,7 +44,9 @@ pub struct Gateway {
     /// What keys are hashed under.
     pub pepper: Pepper,
     /// Limits.
-    pub limits: Memory,
+    pub limits: Limits,
+    /// What callers hold on this node besides.
+    pub(crate) meters: Meters,
     /// Credentials that weren't valid, by address.
     pub(crate) failures: Failures,
     /// In-flight slots.
@@ -87,7 +90,7 @@ pub struct Parts {
     /// What keys are hashed under.
     pub pepper: Pepper,
     /// Limits, rebuilt from the chain.
-    pub limits: Memory,
+    pub limits: Limits,
     /// In-flight slots of this generation.
     pub slots: Slots,
     /// The way to the audit log.
@@ -117,6 +120,7 @@ impl Gateway {
             tls: ArcSwap::from_pointee(parts.tls),
             pepper: parts.pepper,
             limits: parts.limits,
+            meters: Meters::default(),
             failures: Failures::default(),
             slots: Arc::new(parts.slots),
             trail: parts.trail,
@@ -195,6 +199,12 @@ impl Clock {
     pub fn unix_ns(&self) -> u64 {
         let passed = u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX);
         self.start_unix_ns.saturating_add(passed)
+    }
+
+    /// Microseconds since 1970: the clock of limits.
+    #[must_use]
+    pub fn unix_us(&self) -> u64 {
+        self.unix_ns() / 1000
     }
 
     /// Seconds since 1970.

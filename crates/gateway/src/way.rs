@@ -18,7 +18,7 @@ use http_body::Body as _;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use rules::ident::RequestId;
-use rules::limit::Standing;
+use rules::limit::Told;
 use rules::measure::{Ending, Tokens};
 use rules::refusal::Refusal;
 use wire::openai;
@@ -107,7 +107,14 @@ async fn arrive(
             return Ok(open(core, id, endpoint));
         }
         let caller = authenticate(gateway, &settings, &head.headers, peer).await?;
-        let standing = gateway.limits.look(caller.key.id, &caller.policy, started);
+        let now = started / 1000;
+        let standing = gateway
+            .meters
+            .look(caller.id(), &caller.policy, now)
+            .and_then(|()| {
+                let plan = caller.plan(gateway, &settings, None);
+                gateway.limits.look(plan, now)
+            });
         let known = Known {
             core,
             settings: &settings,
@@ -148,7 +155,7 @@ impl Known<'_> {
         head: &Parts,
         incoming: &mut Incoming,
         found: Option<(&'static Endpoint, &str)>,
-        standing: Result<Standing, Refusal>,
+        standing: Result<Told, Refusal>,
     ) -> Response<Body> {
         let gateway = &self.core.gateway;
         // Refused too often: a line a minute, no record each, so that no key can fill the disk.
@@ -206,7 +213,7 @@ impl Known<'_> {
         &self,
         called: (openai::Endpoint, &HeaderMap),
         incoming: &mut Incoming,
-        standing: Result<Standing, Refusal>,
+        standing: Result<Told, Refusal>,
         account: &mut Account,
     ) -> Result<(Reserved, Outgoing), Refusal> {
         let gateway = &self.core.gateway;
@@ -214,7 +221,7 @@ impl Known<'_> {
         if gateway.draining.load(Ordering::Relaxed) {
             return Err(Refusal::Draining);
         }
-        let arriving = gateway.limits.arrive(self.caller.key.id)?;
+        let arriving = gateway.meters.arrive(self.caller.id())?;
         let trace = trace_of(called.1);
         let judged = authorise(
             gateway,
@@ -225,7 +232,7 @@ impl Known<'_> {
             account,
         )
         .await?;
-        let reserved = reserve(gateway, &self.caller, judged, account)?;
+        let reserved = reserve(gateway, judged, account)?;
         drop(arriving);
         let outgoing = Outgoing {
             endpoint: reserved.judged.endpoint,
@@ -300,7 +307,7 @@ impl Known<'_> {
             let delivered = pin!(tokio::time::timeout_at(deadline, delivery)).await;
             self.whole(delivered.ok(), &model, deadline, account).await
         };
-        refuse::tell_limits(response.headers_mut(), &reserved.standing);
+        refuse::tell_limits(response.headers_mut(), &reserved.told);
         response
     }
 
@@ -390,11 +397,7 @@ impl Known<'_> {
     /// Ends a call with a refusal; the answer waits for the record.
     async fn end(&self, mut account: Account, refusal: &Refusal) -> Response<Body> {
         if account.attempts == 0 {
-            let now = self.core.gateway.clock.unix_ns();
-            self.core
-                .gateway
-                .limits
-                .refused(self.caller.key.id, &self.caller.policy, now);
+            self.count_refusal();
         }
         let status = refusal.answer().status;
         let dropped = account.dropped.clone();
@@ -409,19 +412,23 @@ impl Known<'_> {
         let mut response = refuse(self.id, refusal);
         self.tell(&mut response, &dropped, account.elapsed_ms());
         let gateway = &self.core.gateway;
-        let (key, now) = (self.caller.key.id, gateway.clock.unix_ns());
-        let standing = gateway.limits.standing(key, &self.caller.policy, now);
-        refuse::tell_limits(response.headers_mut(), &standing);
+        let plan = self.caller.plan(gateway, self.settings, None);
+        let told = gateway.limits.told(&plan, gateway.clock.unix_us());
+        refuse::tell_limits(response.headers_mut(), &told);
         response
+    }
+
+    fn count_refusal(&self) {
+        let gateway = &self.core.gateway;
+        let now = gateway.clock.unix_us();
+        gateway
+            .meters
+            .refused(self.caller.id(), &self.caller.policy, now);
     }
 
     /// A refusal of something that isn't a call to a model.
     fn refused(&self, refusal: &Refusal) -> Response<Body> {
-        let now = self.core.gateway.clock.unix_ns();
-        self.core
-            .gateway
-            .limits
-            .refused(self.caller.key.id, &self.caller.policy, now);
+        self.count_refusal();
         self.core.gateway.metrics.refused(refusal.word());
         refuse(self.id, refusal)
     }

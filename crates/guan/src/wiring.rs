@@ -27,7 +27,7 @@ use control::secrets::Secrets;
 use control::store::{NodeRow, Store};
 use gateway::check::fresh::Freshness;
 use gateway::check::token::Issuers;
-use gateway::limits::memory::Memory;
+use gateway::limits::backend::Limits;
 use gateway::record::replay::node_died;
 use gateway::record::slot::Slots;
 use gateway::record::trail::Trail;
@@ -35,7 +35,7 @@ use gateway::serve::{self, Cores};
 use gateway::state::{Clock, Gateway, Parts};
 use rules::chain::Signer;
 use rules::key::KeyId;
-use rules::limit::Rate;
+use rules::limit::Amounts;
 use rules::policy::effective;
 use rules::snapshot::Key;
 use tokio::io::AsyncReadExt;
@@ -212,7 +212,7 @@ impl House {
         let mut by_id = known.by_id();
         identity::recall(&past, &mut by_id);
         past.extend(replay(start, &audit, &trail, &by_id, clock).await?);
-        let limits = rebuilt(&mut past, &known, &by_id, &config);
+        let limits = rebuilt(&node, &mut past, &known, &by_id, &config);
         drop(by_id);
         let (ask, questions) = mpsc::channel(publish::MOST_ASKED);
         let (ask_issuers, asked_issuers) = mpsc::channel(control::identity::MOST_ASKED);
@@ -493,19 +493,38 @@ fn secrets(
 
 /// The limiter as it stood, by each key's policy of now.
 fn rebuilt(
+    node: &str,
     past: &mut [rules::chain::PastCall],
     known: &rules::snapshot::Keys,
     by_id: &HashMap<KeyId, Arc<Key>>,
     config: &Config,
-) -> Memory {
-    let limits = Memory::default();
-    limits.replay(past, |id| {
-        let key = by_id.get(id)?;
-        let role = config.settings.roles.get(&*key.role)?;
+) -> Limits {
+    let limits = Limits::new(node);
+    let settings = &config.settings;
+    past.sort_by_key(|call| call.taken_ns);
+    for call in past.iter() {
+        let key = KeyId::parse(&call.key).ok().and_then(|id| by_id.get(&id));
+        let Some(key) = key else { continue };
+        let Some(role) = settings.roles.get(&*key.role) else {
+            continue;
+        };
         let project = key.project.as_ref().and_then(|name| known.project(name));
         let policy = effective(role, project.map(|p| &p.own), key.own.as_deref());
-        Some(Rate::per_minute(policy.requests_per_minute))
-    });
+        let model = call
+            .model
+            .as_ref()
+            .and_then(|name| settings.models.get(name));
+        let price = model.map(|model| model.price).unwrap_or_default();
+        let plan = limits.plan(
+            key.id.into(),
+            &policy,
+            call.project.as_deref(),
+            model.map(AsRef::as_ref),
+            &settings.node,
+        );
+        let amounts = Amounts::of(call.charged.input, call.charged.output, &price);
+        limits.replay(plan, &amounts, call.taken_ns / 1000);
+    }
     limits
 }
 
@@ -547,12 +566,16 @@ async fn replay(
         {
             let key = keys.get(&call.key).map(AsRef::as_ref);
             let stamp = control::clock::rfc3339_nanos(i128::from(clock.unix_ns()));
-            trail.write(node_died(stamp, call, key)).await?;
+            let record = node_died(stamp, call, key);
+            let charged = record.call.as_ref().map(|call| call.charged);
+            trail.write(record).await?;
             past.push(rules::chain::PastCall {
                 key: call.key.to_string(),
-                role: None,
-                project: None,
+                role: key.map(|key| key.role.to_string()),
+                project: key.and_then(|key| key.project.as_deref().map(str::to_owned)),
+                model: Some(call.model.clone()),
                 taken_ns: call.started_ns,
+                charged: charged.unwrap_or_default(),
             });
         }
         tracing::info!(

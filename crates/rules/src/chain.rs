@@ -261,8 +261,12 @@ pub struct PastCall {
     pub role: Option<String>,
     /// Who paid, as it was recorded.
     pub project: Option<String>,
-    /// When its request limit was taken, nanoseconds since 1970.
+    /// The model's public name.
+    pub model: Option<String>,
+    /// When its limits were taken, nanoseconds since 1970.
     pub taken_ns: u64,
+    /// What was charged.
+    pub charged: Tokens,
 }
 
 #[cfg(test)]

@@ -1,145 +1,251 @@
-//! Request rates: the generic cell rate algorithm (GCRA, ITU-T I.371), decided on a clock that is an argument.
+//! Limits: what can be limited, for whom, and what a call takes of each.
 //!
-//! `requests_per_minute = N` with burst N: at most N at once, and N + N·t/60 in any t seconds.
+//! A [`Limit`] is a size over a span; a [`Scope`] says whose it is; a [`Cell`] is how far it is used up, on a clock
+//! that is an argument (microseconds); a [`Plan`] is all that one call takes, which a backend decides in one step:
+//! all of it, or nothing. Backends (memory, Redis) keep the cells; nothing here does. Called by `gateway::limits`
+//! and `gateway::check`, by `guan::config` and by `control` for the text form.
+
+mod cell;
+mod period;
+mod plan;
+mod scope;
+mod written;
 
 use std::time::Duration;
 
-const MINUTE_NANOS: u64 = 60_000_000_000;
+pub use cell::{Cell, Windowed};
+pub use period::{Period, period};
+pub use plan::{Amounts, Demand, Plan, Price, Told};
+pub use scope::{CallerId, Class, Scope};
+pub use written::{LimitFault, MOST_LISTED, budgets, money, parse_budget, parse_limit, rates};
 
-/// A rate: how many calls, how far apart in the long run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rate {
-    /// Nanoseconds between two calls in the long run.
-    interval: u64,
-    /// Calls at once.
-    burst: u64,
+/// What is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Measure {
+    /// Calls that were admitted.
+    Requests,
+    /// Calls that run at the same time.
+    Running,
+    /// Tokens of prompts.
+    Input,
+    /// Tokens of answers.
+    Output,
+    /// Both together.
+    Tokens,
+    /// Millionths of the price table's currency.
+    Money,
 }
 
-impl Rate {
-    /// `count` calls a minute, `count` of them at once. A count of 0 is taken as 1: the config refuses it earlier.
+/// Over which time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Span {
+    /// At the same time: no window.
+    Now,
+    /// A second.
+    Second,
+    /// Sixty.
+    Minute,
+    /// Sixty minutes.
+    Hour,
+    /// A day: 24 hours back, or a calendar day in UTC for a budget.
+    Day,
+    /// A week from Monday on, UTC.
+    Week,
+    /// A calendar month, UTC.
+    Month,
+}
+
+/// How a limit is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Shape {
+    /// GCRA: at most the burst at once, and burst + size·t/span in any time t.
+    Gcra,
+    /// At most the size in any span.
+    Sliding,
+    /// Held while the call runs.
+    Held,
+    /// A calendar period in UTC: a budget.
+    Calendar,
+}
+
+/// What a cell is for within its scope: limits of one kind share a cell whatever their sizes.
+pub type Kind = (Measure, Span, Shape);
+
+/// One limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limit {
+    /// What is counted.
+    pub measure: Measure,
+    /// Over which time.
+    pub span: Span,
+    /// How.
+    pub shape: Shape,
+    /// How much, at least 1 and at most [`MOST`].
+    pub size: u64,
+    /// For [`Shape::Gcra`]: how much at once, 1 to `size`. Else the size.
+    pub burst: u64,
+}
+
+/// The largest size: what a double holds exactly, so that every backend counts alike.
+pub const MOST: u64 = 1 << 53;
+
+/// Microseconds of a second.
+pub const SECOND: u64 = 1_000_000;
+
+impl Span {
+    /// Microseconds; zero for [`Self::Now`]. Weeks and months are calendar periods: see [`period`].
     #[must_use]
-    pub fn per_minute(count: u32) -> Self {
-        let count = u64::from(count.max(1));
-        Self {
-            interval: MINUTE_NANOS.checked_div(count).unwrap_or(MINUTE_NANOS),
-            burst: count,
+    pub const fn micros(self) -> u64 {
+        SECOND.saturating_mul(match self {
+            Self::Now => 0,
+            Self::Second => 1,
+            Self::Minute => 60,
+            Self::Hour => 3600,
+            Self::Day => 86_400,
+            Self::Week => 7 * 86_400,
+            Self::Month => 31 * 86_400,
+        })
+    }
+
+    /// Its name in texts.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Now => "once",
+            Self::Second => "second",
+            Self::Minute => "minute",
+            Self::Hour => "hour",
+            Self::Day => "day",
+            Self::Week => "week",
+            Self::Month => "month",
+        }
+    }
+}
+
+impl Measure {
+    /// Its name in texts.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Requests => "requests",
+            Self::Running => "concurrent requests",
+            Self::Input => "input_tokens",
+            Self::Output => "output_tokens",
+            Self::Tokens => "tokens",
+            Self::Money => "money",
         }
     }
 
-    /// Calls at once, which is also the number in `x-ratelimit-limit-requests`.
+    /// Whether it counts tokens or what they cost.
     #[must_use]
-    pub const fn limit(&self) -> u64 {
-        self.burst
-    }
-
-    const fn tolerance(&self) -> u64 {
-        self.interval.saturating_mul(self.burst.saturating_sub(1))
+    pub const fn is_amount(self) -> bool {
+        matches!(
+            self,
+            Self::Input | Self::Output | Self::Tokens | Self::Money
+        )
     }
 }
 
-/// One bucket: the theoretical arrival time of the next call, nanoseconds on the caller's clock. Starts full.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Bucket {
-    arrival: u64,
+impl Limit {
+    /// `size` calls a minute, `size` of them at once.
+    #[must_use]
+    pub const fn per_minute(size: u64) -> Self {
+        Self {
+            measure: Measure::Requests,
+            span: Span::Minute,
+            shape: Shape::Gcra,
+            size,
+            burst: size,
+        }
+    }
+
+    /// `size` calls at the same time.
+    #[must_use]
+    pub const fn running(size: u64) -> Self {
+        Self {
+            measure: Measure::Running,
+            span: Span::Now,
+            shape: Shape::Held,
+            size,
+            burst: size,
+        }
+    }
+
+    /// What it shares a cell with.
+    #[must_use]
+    pub const fn kind(&self) -> Kind {
+        (self.measure, self.span, self.shape)
+    }
+
+    /// The narrower of two of one kind.
+    #[must_use]
+    pub fn narrowest(self, other: Self) -> Self {
+        Self {
+            size: self.size.min(other.size),
+            burst: self.burst.min(other.burst),
+            ..self
+        }
+    }
+
+    /// Nanoseconds between two calls in the long run, rounded up: never more than the size in a span.
+    #[must_use]
+    pub const fn interval_ns(&self) -> u64 {
+        let span = self.span.micros().saturating_mul(1000);
+        let size = if self.size == 0 { 1 } else { self.size };
+        span.div_ceil(size)
+    }
+
+    /// How finely a sliding window is kept, microseconds: to the microsecond for few calls, else to a 60th of it.
+    /// What was taken counts until its grain has left the window whole, so it never counts too short.
+    #[must_use]
+    pub const fn grain(&self) -> u64 {
+        if matches!(self.measure, Measure::Requests) && self.size <= EXACT {
+            1
+        } else {
+            self.span.micros() / GRAINS
+        }
+    }
 }
 
-/// What a bucket says at one moment.
+/// Sliding windows of at most so many calls are kept call by call.
+const EXACT: u64 = 128;
+
+/// Larger ones in so many grains.
+const GRAINS: u64 = 60;
+
+/// What a limit says at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Standing {
-    /// Calls a bucket of this rate allows at once.
+    /// How much it lets through at once.
     pub limit: u64,
-    /// Calls that would be let through now.
+    /// How much would be let through now.
     pub remaining: u64,
-    /// Until the bucket is full again.
+    /// Until all of it is free again.
     pub reset: Duration,
-    /// Until one call would be let through; zero when one would be now.
+}
+
+/// A limit that a call doesn't fit in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Denied {
+    /// Whose.
+    pub class: Class,
+    /// Which.
+    pub limit: Limit,
+    /// What was asked for.
+    pub asked: u64,
+    /// What is used now.
+    pub used: u64,
+    /// When the same call fits, if nobody else takes from it.
     pub retry: Duration,
 }
 
-impl Bucket {
-    /// Takes one call at `now`; when it doesn't fit nothing is taken.
-    ///
-    /// # Errors
-    /// The standing, whose `retry` says when the same call fits if nobody else takes from the bucket.
-    pub fn take(&mut self, now: u64, rate: Rate) -> Result<Standing, Standing> {
-        let before = self.look(now, rate);
-        if before.remaining == 0 {
-            return Err(before);
-        }
-        self.arrival = self.arrival.max(now).saturating_add(rate.interval);
-        Ok(self.look(now, rate))
-    }
-
-    /// Says how it stands, taking nothing.
+impl Denied {
+    /// A call that is larger than the limit itself: it can't ever fit.
     #[must_use]
-    pub fn look(self, now: u64, rate: Rate) -> Standing {
-        let ahead = self.arrival.saturating_sub(now);
-        let free = rate
-            .tolerance()
-            .saturating_add(rate.interval)
-            .saturating_sub(ahead);
-        Standing {
-            limit: rate.burst,
-            remaining: free.checked_div(rate.interval).unwrap_or(0).min(rate.burst),
-            reset: Duration::from_nanos(ahead),
-            retry: Duration::from_nanos(ahead.saturating_sub(rate.tolerance())),
-        }
-    }
-
-    /// Whether it is full again at `now`, so that it may be forgotten.
-    #[must_use]
-    pub const fn is_full(self, now: u64) -> bool {
-        self.arrival <= now
-    }
-
-    /// Takes a call that was already let through (replay after a restart): never refused.
-    pub fn replay(&mut self, at: u64, rate: Rate) {
-        self.arrival = self.arrival.max(at).saturating_add(rate.interval);
+    pub const fn never(&self) -> bool {
+        self.asked > self.limit.size
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const S: u64 = 1_000_000_000;
-
-    #[test]
-    fn ten_a_minute_lets_ten_through_at_once_and_the_formula_holds_after() {
-        let rate = Rate::per_minute(10);
-        let mut bucket = Bucket::default();
-        let start = 1_000 * S;
-        let mut passed = 0;
-        for tick in 0..600 {
-            passed += u64::from(bucket.take(start + tick * S / 2, rate).is_ok());
-            let most = 10 + 10 * (tick / 2) / 60;
-            assert!(passed <= most + 1, "{passed} after {tick} half seconds");
-        }
-        assert_eq!(passed, 10 + 49);
-    }
-
-    #[test]
-    fn a_retry_at_the_told_moment_succeeds_and_one_a_second_earlier_does_not() {
-        let rate = Rate::per_minute(10);
-        let mut bucket = Bucket::default();
-        let now = 5 * S;
-        for _ in 0..10 {
-            bucket.take(now, rate).unwrap();
-        }
-        let told = bucket.take(now, rate).unwrap_err();
-        assert_eq!((told.remaining, told.retry), (0, Duration::from_secs(6)));
-        assert_eq!(told.reset, Duration::from_secs(60));
-        assert!(bucket.take(now + 5 * S, rate).is_err());
-        assert!(bucket.take(now + 6 * S, rate).is_ok());
-    }
-
-    #[test]
-    fn a_clock_that_steps_back_frees_nothing_and_locks_nobody_out_for_ever() {
-        let rate = Rate::per_minute(2);
-        let mut bucket = Bucket::default();
-        bucket.take(100 * S, rate).unwrap();
-        bucket.take(100 * S, rate).unwrap();
-        assert!(bucket.take(99 * S, rate).is_err());
-        assert!(bucket.take(131 * S, rate).is_ok());
-    }
-}
+mod tests;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::limit::{CallerId, Class, Limit, Plan, Scope, Shape, Span, budgets, rates};
 use crate::network::Network;
 
 /// Which models a role may call.
@@ -63,6 +64,68 @@ pub struct Role {
     pub rotate_after: Option<u64>,
     /// Its share of a busy model against other roles' tenants, at least one.
     pub weight: u32,
+    /// `requests_per_minute` counts a sliding window instead of GCRA.
+    pub sliding: bool,
+    /// Calls at once under `requests_per_minute`; `None`: all of them.
+    pub burst: Option<u32>,
+    /// More limits and budgets of each key.
+    pub limits: Arc<[Limit]>,
+    /// What all keys of the role share.
+    pub shared: Pool,
+    /// Most of what else a body may ask for.
+    pub caps: Caps,
+    /// A call that asks for longer answers than it may have is refused instead of lowered.
+    pub refuse_long: bool,
+}
+
+/// Limits that many share: of a role, a model, a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pool {
+    /// Calls that may run at the same time.
+    pub concurrent_requests: Option<u32>,
+    /// Limits over windows, and budgets.
+    pub limits: Arc<[Limit]>,
+}
+
+impl Pool {
+    /// All of them.
+    pub fn each(&self) -> impl Iterator<Item = Limit> + '_ {
+        let running = self.concurrent_requests.map(|n| Limit::running(n.into()));
+        running.into_iter().chain(self.limits.iter().copied())
+    }
+}
+
+/// Most of what multiplies work in a body. `None` leaves it to the built-in cap.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Caps {
+    /// Prompts of one completion.
+    pub prompts: Option<u64>,
+    /// Messages of a chat.
+    pub messages: Option<u64>,
+    /// Tools and functions.
+    pub tools: Option<u64>,
+    /// Images.
+    pub images: Option<u64>,
+    /// Alternatives reported for each token.
+    pub logprobs: Option<u64>,
+    /// Tokens of prompt and answer together.
+    pub context: Option<u64>,
+}
+
+impl Caps {
+    /// The narrower of two, value by value.
+    #[must_use]
+    pub fn narrowest(self, other: Self) -> Self {
+        let least = |a: Option<u64>, b: Option<u64>| a.into_iter().chain(b).min();
+        Self {
+            prompts: least(self.prompts, other.prompts),
+            messages: least(self.messages, other.messages),
+            tools: least(self.tools, other.tools),
+            images: least(self.images, other.images),
+            logprobs: least(self.logprobs, other.logprobs),
+            context: least(self.context, other.context),
+        }
+    }
 }
 
 /// What a key or a project narrows of its role. `None` leaves a value to the others.
@@ -88,6 +151,14 @@ pub struct Own {
     /// Output tokens of one answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_output_tokens: Option<u64>,
+    /// Limits over windows: of the key, or of all keys of the project together.
+    #[serde(with = "rates", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Vec<String>>")]
+    pub limits: Option<Arc<[Limit]>>,
+    /// Budgets, likewise.
+    #[serde(with = "budgets", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Vec<String>>")]
+    pub budget: Option<Arc<[Limit]>>,
 }
 
 impl Own {
@@ -95,6 +166,35 @@ impl Own {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
+    }
+
+    fn limits(&self) -> Owned {
+        Owned {
+            requests_per_minute: self.requests_per_minute,
+            concurrent_requests: self.concurrent_requests,
+            lists: [self.limits.clone(), self.budget.clone()],
+        }
+    }
+}
+
+/// The limits of a key or a project of its own.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Owned {
+    requests_per_minute: Option<u32>,
+    concurrent_requests: Option<u32>,
+    lists: [Option<Arc<[Limit]>>; 2],
+}
+
+impl Owned {
+    fn each(&self) -> impl Iterator<Item = Limit> + '_ {
+        let rate = self
+            .requests_per_minute
+            .map(|n| Limit::per_minute(n.into()));
+        let running = self.concurrent_requests.map(|n| Limit::running(n.into()));
+        let lists = self.lists.iter().flatten();
+        rate.into_iter()
+            .chain(running)
+            .chain(lists.flat_map(|list| list.iter().copied()))
     }
 }
 
@@ -117,9 +217,58 @@ pub struct Policy {
     pub max_choices: u64,
     /// The tenant's share of a busy model, at least one.
     pub weight: u32,
+    /// As [`Role::sliding`].
+    pub sliding: bool,
+    /// As [`Role::burst`].
+    pub burst: Option<u32>,
+    /// As [`Role::caps`].
+    pub caps: Caps,
+    /// As [`Role::refuse_long`].
+    pub refuse_long: bool,
+    limits: Arc<[Limit]>,
+    shared: Pool,
+    project: Owned,
+    key: Owned,
 }
 
 impl Policy {
+    /// The rate of each key's calls.
+    #[must_use]
+    pub fn rate(&self) -> Limit {
+        let size = u64::from(self.requests_per_minute);
+        let burst = self.burst.map_or(size, |n| size.min(n.into()));
+        Limit {
+            shape: if self.sliding {
+                Shape::Sliding
+            } else {
+                Shape::Gcra
+            },
+            span: Span::Minute,
+            burst: if self.sliding { size } else { burst },
+            ..Limit::per_minute(size)
+        }
+    }
+
+    /// The limits that hold for a call of this caller: his own, his project's, those that his role shares. Those of
+    /// the model and of the node are for whoever knows them to add.
+    #[must_use]
+    pub fn plan(&self, caller: CallerId, project: Option<&str>) -> Plan {
+        let mut plan = Plan::new();
+        let key = Scope::caller(caller);
+        plan.add(key, [self.rate()]);
+        let running = self.concurrent_requests;
+        plan.add(key, running.map(|n| Limit::running(n.into())));
+        plan.add(key, self.limits.iter().copied());
+        // A rate of its own is in `rate` already, in the role's way of counting.
+        let lists = self.key.lists.iter().flatten();
+        plan.add(key, lists.flat_map(|list| list.iter().copied()));
+        if let Some(project) = project {
+            plan.add(Scope::named(Class::Project, project), self.project.each());
+        }
+        plan.add(Scope::named(Class::Role, &self.role), self.shared.each());
+        plan
+    }
+
     /// Whether this path may be called.
     #[must_use]
     pub fn allows_endpoint(&self, path: &str) -> bool {
@@ -142,6 +291,14 @@ pub fn effective(role: &Role, project: Option<&Own>, key: Option<&Own>) -> Polic
         max_output_tokens: role.max_output_tokens,
         max_choices: role.max_choices,
         weight: role.weight,
+        sliding: role.sliding,
+        burst: role.burst,
+        caps: role.caps,
+        refuse_long: role.refuse_long,
+        limits: Arc::clone(&role.limits),
+        shared: role.shared.clone(),
+        project: project.map(Own::limits).unwrap_or_default(),
+        key: key.map(Own::limits).unwrap_or_default(),
     };
     for own in narrow() {
         policy.models = policy.models.and(own.models.as_ref());
@@ -235,6 +392,26 @@ pub fn explain(role: &Role, project: Option<&Own>, key: Option<&Own>) -> Vec<Sai
             "role".to_owned(),
         ),
     ]
+    .into_iter()
+    .chain(windows(&policy))
+    .collect()
+}
+
+/// Limits beyond the rate and the concurrent calls, whoever holds them.
+fn windows(policy: &Policy) -> impl Iterator<Item = Said> {
+    let listed = |from: &'static str, limits: Vec<Limit>| {
+        limits
+            .into_iter()
+            .map(move |limit| said("limit", limit.to_string(), from.to_owned()))
+    };
+    let of = |lists: &[Option<Arc<[Limit]>>; 2]| {
+        let lists = lists.iter().flatten();
+        lists.flat_map(|list| list.iter().copied()).collect()
+    };
+    listed("role", policy.limits.to_vec())
+        .chain(listed("role, shared", policy.shared.each().collect()))
+        .chain(listed("project, shared", of(&policy.project.lists)))
+        .chain(listed("key", of(&policy.key.lists)))
 }
 
 fn said(name: &str, value: String, from: String) -> Said {
@@ -297,18 +474,33 @@ fn cut(role_says: bool, owns: &Owns<'_>, says: impl Fn(&Own) -> bool) -> String 
 }
 
 impl Role {
+    /// A role for all models without other limits.
+    #[must_use]
+    pub fn new(name: &str, requests_per_minute: u32, max_output_tokens: u64) -> Self {
+        Self {
+            name: Arc::from(name),
+            models: Models::All,
+            requests_per_minute,
+            concurrent_requests: None,
+            max_output_tokens,
+            max_choices: DEFAULT_MAX_CHOICES,
+            rotate_after: None,
+            weight: 1,
+            sliding: false,
+            burst: None,
+            limits: Arc::default(),
+            shared: Pool::default(),
+            caps: Caps::default(),
+            refuse_long: false,
+        }
+    }
+
     /// The handbook's two roles, which stand until the config file says otherwise.
     #[must_use]
     pub fn defaults() -> BTreeMap<String, Self> {
         let role = |name: &str, per_minute, output, concurrent| Self {
-            name: Arc::from(name),
-            models: Models::All,
-            requests_per_minute: per_minute,
             concurrent_requests: concurrent,
-            max_output_tokens: output,
-            max_choices: DEFAULT_MAX_CHOICES,
-            rotate_after: None,
-            weight: 1,
+            ..Self::new(name, per_minute, output)
         };
         [
             role("admin", 100, 8192, None),
@@ -366,7 +558,10 @@ mod tests {
             concurrent_requests: Some(100),
             ..own(Some(1000), None)
         };
-        assert_eq!(effective(&role, Some(&wide), Some(&wide)), alone);
+        let widened = effective(&role, Some(&wide), Some(&wide));
+        assert_eq!(widened.rate(), alone.rate());
+        assert_eq!(widened.concurrent_requests, alone.concurrent_requests);
+        assert_eq!(widened.max_output_tokens, alone.max_output_tokens);
 
         let project = own(Some(7), Some(&["a", "b"]));
         let key = Own {

@@ -6,6 +6,12 @@
 
 use std::time::Duration;
 
+use crate::limit::Denied;
+
+use limits::{LONGEST_WAIT, limit_head, limit_message, limit_word};
+
+mod limits;
+
 /// Why a request is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refusal {
@@ -71,18 +77,10 @@ pub enum Refusal {
         /// It exists.
         known: bool,
     },
-    /// The request rate.
-    RequestRate {
-        /// Calls a minute.
-        limit: u64,
-        /// When one call fits again.
-        retry: Duration,
-    },
-    /// Calls of this key that run at the same time.
-    Concurrency {
-        /// How many may.
-        limit: u64,
-    },
+    /// A limit on calls, tokens or what runs at the same time is used up, or the call is larger than it.
+    Limit(Denied),
+    /// Limits can't be decided now, and the config says to refuse then.
+    LimitsUnavailable,
     /// Too many calls of this caller were refused lately.
     TooManyRefusals {
         /// When the next one is looked at.
@@ -285,8 +283,8 @@ impl Refusal {
             Self::Body { .. } => "body",
             Self::Model { known: true, .. } => "model-not-allowed",
             Self::Model { known: false, .. } => "model-unknown",
-            Self::RequestRate { .. } => "request-rate",
-            Self::Concurrency { .. } => "concurrency",
+            Self::Limit(denied) => limit_word(denied),
+            Self::LimitsUnavailable => "limits-unavailable",
             Self::TooManyRefusals { .. } => "refusal-rate",
             Self::QueueFull { .. } => "queue-full",
             Self::Overloaded { .. } => "overloaded",
@@ -323,8 +321,17 @@ impl Refusal {
             message: self.message(),
             param: self.param(),
             retry: self.retry(),
-            should_retry: None,
+            should_retry: self.should_retry(),
         }
+    }
+
+    /// What the status alone would mislead an SDK about: a retry now or soon can't help.
+    fn should_retry(&self) -> Option<bool> {
+        let Self::Limit(denied) = self else {
+            return None;
+        };
+        let waits_long = denied.retry > LONGEST_WAIT;
+        (denied.never() || waits_long).then_some(false)
     }
 
     /// Status, `type` and `code`.
@@ -350,13 +357,14 @@ impl Refusal {
             Self::Model { known: true, .. } => (403, INVALID, Some("model_not_found")),
             Self::Model { known: false, .. } => (404, INVALID, Some("model_not_found")),
             Self::QueueFull { .. } => (429, "requests", Some("queue_full")),
-            Self::FailedCredentials { .. }
-            | Self::RequestRate { .. }
-            | Self::Concurrency { .. }
-            | Self::TooManyRefusals { .. } => (429, "requests", Some("rate_limit_exceeded")),
-            Self::KeysUnavailable | Self::IssuerUnavailable | Self::RecordsUnavailable => {
-                (503, UNAVAILABLE, None)
+            Self::Limit(denied) => limit_head(denied),
+            Self::FailedCredentials { .. } | Self::TooManyRefusals { .. } => {
+                (429, "requests", Some("rate_limit_exceeded"))
             }
+            Self::KeysUnavailable
+            | Self::IssuerUnavailable
+            | Self::RecordsUnavailable
+            | Self::LimitsUnavailable => (503, UNAVAILABLE, None),
             Self::BodyBudget | Self::NoReplica | Self::Busy | Self::Overloaded { .. } => {
                 (503, UNAVAILABLE, Some("server_is_overloaded"))
             }
@@ -404,18 +412,8 @@ impl Refusal {
                     "The model `{name}` does not exist or you do not have access to it."
                 );
             }
-            Self::RequestRate { limit, retry } => {
-                let wait = spoken(*retry);
-                return format!(
-                    "Rate limit reached on requests per min (RPM): Limit {limit}. Please try again in {wait}."
-                );
-            }
-            Self::Concurrency { limit } => {
-                return format!(
-                    "Limit reached on concurrent requests: {limit} may run at the same time. \
-                     Please try again when one has ended."
-                );
-            }
+            Self::Limit(denied) => return limit_message(denied),
+            Self::LimitsUnavailable => "Limits can't be checked at the moment. Please try again.",
             Self::FailedCredentials { retry } => {
                 return again(
                     "Too many API keys from your address were not valid.",
@@ -455,18 +453,23 @@ impl Refusal {
         if let Self::Body { param, .. } = self {
             return param.clone();
         }
+        if let Self::Limit(denied) = self {
+            return denied.never().then(|| "max_tokens".to_owned());
+        }
         matches!(self, Self::Model { .. }).then(|| "model".to_owned())
     }
 
     /// When a retry may help; `None` where the status alone says what to do.
     fn retry(&self) -> Option<Duration> {
-        if let Self::RequestRate { retry, .. }
-        | Self::TooManyRefusals { retry }
+        if let Self::TooManyRefusals { retry }
         | Self::FailedCredentials { retry }
         | Self::QueueFull { retry }
         | Self::Overloaded { retry } = self
         {
             return Some(*retry);
+        }
+        if let Self::Limit(denied) = self {
+            return (!denied.never()).then_some(denied.retry);
         }
         let seconds = match self.head().0 {
             429 => 1,

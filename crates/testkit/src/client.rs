@@ -146,6 +146,12 @@ impl Client {
         }
     }
 
+    /// Its key.
+    #[must_use]
+    pub fn key(&self) -> Option<&str> {
+        self.key.as_deref()
+    }
+
     /// A connection.
     ///
     /// # Errors

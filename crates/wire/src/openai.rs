@@ -248,6 +248,17 @@ impl<'a> Request<'a> {
         self.number("max_tokens").into_iter().chain(modern).min()
     }
 
+    /// The member that holds the smaller one.
+    #[must_use]
+    pub fn output_member(&self) -> &'static str {
+        let modern = self.number("max_completion_tokens");
+        match self.number("max_tokens") {
+            Some(old) if modern.is_none_or(|modern| old <= modern) => "max_tokens",
+            _ if self.endpoint == Endpoint::ChatCompletions => "max_completion_tokens",
+            _ => "max_tokens",
+        }
+    }
+
     /// Answers generated to each prompt.
     #[must_use]
     pub fn choices(&self) -> u64 {

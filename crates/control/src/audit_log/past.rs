@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rules::chain::PastCall;
+use rules::measure::Tokens;
 use serde::Deserialize;
 
 use super::EXTENSION;
@@ -62,14 +63,15 @@ fn scan(path: &Path, since_ns: u64, calls: &mut Vec<PastCall>) -> io::Result<()>
             continue;
         };
         if let (Some(key), Some(call)) = (seen.user_id, seen.call)
-            && let Some(taken_ns) = call.taken_ns
-            && taken_ns >= since_ns
+            && let Some(taken_ns) = call.taken_ns.filter(|taken| *taken >= since_ns)
         {
             calls.push(PastCall {
                 key,
                 role: seen.role,
                 project: call.project,
+                model: call.model,
                 taken_ns,
+                charged: call.charged,
             });
         }
         // Texts of one form and width sort as times do. A clock that was set back makes a few lines look old.
@@ -99,8 +101,11 @@ struct Seen {
 
 #[derive(Deserialize)]
 struct SeenCall {
-    project: Option<String>,
     taken_ns: Option<u64>,
+    project: Option<String>,
+    model: Option<String>,
+    #[serde(default)]
+    charged: Tokens,
 }
 
 /// File times come from a clock of the kernel that lags behind by a tick.

@@ -497,11 +497,14 @@ fn calls_of_the_last_minute_are_found_in_all_files_and_torn_lines_passed_over() 
         file.set_modified(written).unwrap();
     }
     let found = past_calls(dir.path(), now - 60 * SECOND);
+    let made = call("any", 0, 0).call.unwrap();
     let wanted = [("b", 55), ("a", 30), ("c", 1)].map(|(key, ago)| PastCall {
         key: key.to_owned(),
         role: Some("user".to_owned()),
-        project: Some("p".to_owned()),
+        project: made.project.clone(),
+        model: made.model.clone(),
         taken_ns: now - ago * SECOND,
+        charged: made.charged,
     });
     assert_eq!(found, wanted);
     assert!(past_calls(&dir.path().join("none"), 0).is_empty());

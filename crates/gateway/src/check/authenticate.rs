@@ -11,7 +11,7 @@ use http::header::AUTHORIZATION;
 use rules::certificate;
 use rules::chain;
 use rules::key::{self, Digest, KeyFault};
-use rules::limit::Rate;
+use rules::limit::{CallerId, Plan};
 use rules::policy::{Policy, effective};
 use rules::refusal::{Refusal, Unadmitted, Unfit, Untrusted};
 use rules::snapshot::{Invalid, Key};
@@ -21,7 +21,7 @@ use crate::check::fresh::Looked;
 use crate::check::token::admit;
 use crate::door::accept::Peer;
 use crate::door::handshake::ClientCertificate;
-use crate::settings::Settings;
+use crate::settings::{Model, Settings};
 use crate::state::Gateway;
 
 /// Headers that may carry a key, beside `Authorization`.
@@ -50,6 +50,26 @@ pub(crate) struct Proof {
     pub(crate) digest: Digest,
     /// Until when that secret was to be valid, seconds since 1970.
     pub(crate) until: i64,
+}
+
+impl Caller {
+    /// Its name among limits.
+    pub(crate) fn id(&self) -> CallerId {
+        self.key.id.into()
+    }
+
+    /// All limits that hold for its calls.
+    pub(crate) fn plan(
+        &self,
+        gateway: &Gateway,
+        settings: &Settings,
+        model: Option<&Model>,
+    ) -> Plan {
+        let project = self.key.project.as_deref();
+        gateway
+            .limits
+            .plan(self.id(), &self.policy, project, model, &settings.node)
+    }
 }
 
 /// Finds out who calls.
@@ -101,7 +121,7 @@ pub(crate) async fn authenticate(
     }
     let is_unknown = matches!(first, Err(Refusal::UnknownKey(Unfit::Unknown)));
     // A good token is served wherever it comes from: to see that it is good takes no look at the store.
-    let rate = Rate::per_minute(settings.failed_credentials_per_minute);
+    let rate = settings.failed_credentials_per_minute;
     let may_guess = || {
         let now = gateway.clock.unix_ns();
         let looked = gateway.failures.look(address, rate, now);

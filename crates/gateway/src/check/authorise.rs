@@ -10,13 +10,14 @@ use http::HeaderMap;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
+use rules::limit::{Amounts, Plan};
 use rules::measure::Tokens;
 use rules::policy::Policy;
 use rules::refusal::Refusal;
 use wire::openai;
 
 use crate::check::authenticate::Caller;
-use crate::limits::memory::BodyShare;
+use crate::limits::meter::BodyShare;
 use crate::record::settle::Account;
 use crate::settings::{Model, Settings};
 use crate::state::Gateway;
@@ -42,6 +43,8 @@ pub(crate) struct Judged {
     pub(crate) include_usage: bool,
     /// Most tokens that the call can take.
     pub(crate) bound: Tokens,
+    /// What it takes of which limits.
+    pub(crate) plan: Plan,
 }
 
 /// Reads and judges the body.
@@ -66,25 +69,24 @@ pub(crate) async fn authorise(
     .await
     .map_err(|_elapsed| Refusal::BodyTimeout)??;
     account.request_bytes = body.len() as u64;
-    let judged = judge(settings, &caller.policy, endpoint, &body, account)?;
+    let judged = judge((gateway, settings), caller, endpoint, &body, account)?;
     account.body = Some(memory);
     Ok(judged)
 }
 
 fn judge(
-    settings: &Settings,
-    policy: &Policy,
+    (gateway, settings): (&Gateway, &Settings),
+    caller: &Caller,
     endpoint: openai::Endpoint,
     body: &[u8],
     account: &mut Account,
 ) -> Result<Judged, Refusal> {
+    let policy = &caller.policy;
     let request = openai::Request::read(endpoint, body).map_err(fault)?;
     let model = find_model(settings, policy, request.model())?;
     account.model = Some(Arc::from(model.name.as_str()));
     account.stream = request.stream();
-    request
-        .check_caps(&openai::Caps::default())
-        .map_err(fault)?;
+    request.check_caps(&caps(policy, &model)).map_err(fault)?;
     let answers = request.choices().saturating_mul(request.prompts());
     if answers > policy.max_choices {
         return Err(Refusal::Body {
@@ -96,10 +98,17 @@ fn judge(
             code: Some("invalid_value"),
         });
     }
-    let cap = policy
-        .max_output_tokens
-        .min(model.max_output_tokens.unwrap_or(u64::MAX));
-    let cap = cap.min(request.output_cap().unwrap_or(u64::MAX));
+    let mut plan = caller.plan(gateway, settings, Some(&model));
+    let input = request.input_bound();
+    let cap = output_cap(&request, (policy, &model), &plan, (input, answers))?;
+    let bound = Tokens {
+        input,
+        output: cap.saturating_mul(answers),
+    };
+    plan.ask(&Amounts::of(bound.input, bound.output, &model.price));
+    if let Some(denied) = plan.never() {
+        return Err(Refusal::Limit(denied));
+    }
     let forward = openai::Forward {
         dialect: model.dialect,
         unknown: model.unknown_fields,
@@ -114,12 +123,52 @@ fn judge(
         body: Bytes::from(forwarded.body),
         stream: request.stream(),
         include_usage: request.include_usage(),
-        bound: Tokens {
-            input: request.input_bound(),
-            output: cap.saturating_mul(answers),
-        },
+        bound,
+        plan,
         model,
     })
+}
+
+/// Output tokens of each answer: the least of what the caller, the role and the model say, and of what the size of
+/// every limit has room for. Never by what is left of a limit now: that would cut answers at random.
+fn output_cap(
+    request: &openai::Request<'_>,
+    (policy, model): (&Policy, &Model),
+    plan: &Plan,
+    (input, answers): (u64, u64),
+) -> Result<u64, Refusal> {
+    let asked = request.output_cap();
+    let room = plan.room(input, answers, &model.price);
+    let most = policy
+        .max_output_tokens
+        .min(model.max_output_tokens.unwrap_or(u64::MAX))
+        .min(room);
+    match asked {
+        Some(asked) if asked > most && policy.refuse_long && room > 0 => Err(Refusal::Body {
+            message: format!(
+                "The request asks for answers of {asked} tokens; at most {most} are allowed."
+            ),
+            param: Some(request.output_member().to_owned()),
+            code: Some("invalid_value"),
+        }),
+        // Without room for one token a limit is exceeded, which the plan says better.
+        asked => Ok(most.min(asked.unwrap_or(u64::MAX)).max(1)),
+    }
+}
+
+fn caps(policy: &Policy, model: &Model) -> openai::Caps {
+    let own = policy.caps.narrowest(model.caps);
+    let built_in = openai::Caps::default();
+    let least = |own: Option<u64>, built_in: u64| own.map_or(built_in, |own| own.min(built_in));
+    openai::Caps {
+        choices: built_in.choices.max(policy.max_choices),
+        messages: least(own.messages, built_in.messages),
+        tools: least(own.tools, built_in.tools),
+        stop: built_in.stop,
+        prompts: least(own.prompts, built_in.prompts),
+        logprobs: least(own.logprobs, built_in.logprobs),
+        images: least(own.images, built_in.images),
+    }
 }
 
 /// The model of this name or alias, if the role may call it: aliases are judged by what they stand for.
@@ -221,7 +270,7 @@ impl BodyMemory {
     fn new(gateway: &Arc<Gateway>, settings: &Settings, caller: &Caller) -> Self {
         Self {
             gateway: Arc::clone(gateway),
-            own: gateway.limits.body_share(caller.key.id),
+            own: gateway.meters.body_share(caller.id()),
             bytes: 0,
             budget: settings.body_budget,
         }

@@ -3,10 +3,9 @@
 use std::io::ErrorKind;
 use std::sync::Arc;
 
-use rules::limit::Standing;
+use rules::limit::Told;
 use rules::refusal::Refusal;
 
-use crate::check::authenticate::Caller;
 use crate::check::authorise::Judged;
 use crate::record::settle::Account;
 use crate::state::Gateway;
@@ -16,8 +15,8 @@ use crate::state::Gateway;
 pub(crate) struct Reserved {
     /// What was judged.
     pub(crate) judged: Judged,
-    /// How the request limit stands now.
-    pub(crate) standing: Standing,
+    /// How the tightest limits stand now.
+    pub(crate) told: Told,
 }
 
 /// Takes them.
@@ -26,13 +25,13 @@ pub(crate) struct Reserved {
 /// 429 when a limit is used up, 503 when no slot is free or the disk refuses.
 pub(crate) fn reserve(
     gateway: &Arc<Gateway>,
-    caller: &Caller,
-    judged: Judged,
+    mut judged: Judged,
     account: &mut Account,
 ) -> Result<Reserved, Refusal> {
-    let now = gateway.clock.unix_ns();
-    let (standing, hold) = gateway.limits.reserve(caller.key.id, &caller.policy, now)?;
-    account.hold(hold, now, judged.bound);
+    let now = gateway.clock.unix_us();
+    let plan = std::mem::take(&mut judged.plan);
+    let (told, taken) = gateway.limits.take(plan, judged.model.price, now)?;
+    account.hold(taken, now.saturating_mul(1000), judged.bound);
     account.take_slot().map_err(|fault| {
         if fault.kind() == ErrorKind::WouldBlock {
             return Refusal::Busy;
@@ -40,5 +39,5 @@ pub(crate) fn reserve(
         tracing::error!(%fault, "an in-flight slot can't be written");
         Refusal::RecordsUnavailable
     })?;
-    Ok(Reserved { judged, standing })
+    Ok(Reserved { judged, told })
 }

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use rules::limit::{Bucket, Rate};
+use rules::limit::{Cell, Limit};
 
 use crate::record::trail::network;
 
@@ -29,9 +29,9 @@ pub(crate) struct Failures {
 
 #[derive(Debug, Default)]
 struct Shard {
-    addresses: HashMap<IpAddr, Bucket>,
+    addresses: HashMap<IpAddr, Cell>,
     /// For those that find no place.
-    others: Bucket,
+    others: Option<Cell>,
     swept: u64,
 }
 
@@ -40,20 +40,21 @@ impl Failures {
     ///
     /// # Errors
     /// When it may again.
-    pub(crate) fn look(&self, address: IpAddr, rate: Rate, now: u64) -> Result<(), Duration> {
-        let standing = self.with(address, now, false, |bucket| bucket.look(now, rate));
-        if standing.remaining == 0 {
-            Err(standing.retry)
-        } else {
-            Ok(())
-        }
+    pub(crate) fn look(&self, address: IpAddr, rate: u32, now: u64) -> Result<(), Duration> {
+        let limit = Limit::per_minute(rate.into());
+        // Taken from a copy: only failures count.
+        self.with(address, now, &limit, false, |cell| {
+            cell.clone().take(now / 1000, &limit, 1)
+        })
+        .map_err(Duration::from_micros)
     }
 
     /// Counts a failure.
-    pub(crate) fn count(&self, address: IpAddr, rate: Rate, now: u64) {
-        self.with(address, now, true, |bucket| {
+    pub(crate) fn count(&self, address: IpAddr, rate: u32, now: u64) {
+        let limit = Limit::per_minute(rate.into());
+        self.with(address, now, &limit, true, |cell| {
             // Whether it fits was asked in `look`; here it is only counted.
-            bucket.take(now, rate).ok();
+            cell.take(now / 1000, &limit, 1).ok();
         });
     }
 
@@ -61,8 +62,9 @@ impl Failures {
         &self,
         address: IpAddr,
         now: u64,
+        limit: &Limit,
         insert: bool,
-        act: impl FnOnce(&mut Bucket) -> T,
+        act: impl FnOnce(&mut Cell) -> T,
     ) -> T {
         let address = network(address);
         let [first, ..] = &self.shards;
@@ -75,19 +77,19 @@ impl Failures {
             others,
             swept,
         } = &mut *shard;
-        if let Some(bucket) = addresses.get_mut(&address) {
-            return act(bucket);
+        if let Some(cell) = addresses.get_mut(&address) {
+            return act(cell);
         }
         if full && now.saturating_sub(*swept) >= SWEEP_EVERY {
             *swept = now;
-            addresses.retain(|_, bucket| !bucket.is_full(now));
+            addresses.retain(|_, cell| !cell.is_idle(now / 1000, limit));
         }
         if addresses.len() >= ADDRESSES {
-            act(others)
+            act(others.get_or_insert_with(|| Cell::new(limit)))
         } else if insert {
-            act(addresses.entry(address).or_default())
+            act(addresses.entry(address).or_insert_with(|| Cell::new(limit)))
         } else {
-            act(&mut Bucket::default())
+            act(&mut Cell::new(limit))
         }
     }
 }
@@ -110,7 +112,7 @@ mod tests {
 
     #[test]
     fn an_address_fails_so_often_and_recovers_and_its_neighbour_is_another() {
-        let (failures, rate) = (Failures::default(), Rate::per_minute(60));
+        let (failures, rate) = (Failures::default(), 60_u32);
         let (one, two) = ([10, 0, 0, 1].into(), [10, 0, 0, 2].into());
         for _ in 0..60 {
             failures.look(one, rate, S).unwrap();
@@ -129,7 +131,7 @@ mod tests {
 
     #[test]
     fn a_million_addresses_make_a_table_that_stays_small_and_end_in_a_penalty() {
-        let (failures, rate) = (Failures::default(), Rate::per_minute(60));
+        let (failures, rate) = (Failures::default(), 60_u32);
         for n in 0..1_000_000_u32 {
             failures.count(IpAddr::V4(n.into()), rate, S);
         }

@@ -1,7 +1,7 @@
 //! One account a call: what it holds, what was seen of it, and the one record that it becomes.
 //!
 //! Opened when the key is known, closed once: by the stage that ends the call, or by `Drop` when the client left.
-//! Whatever the ending, the concurrency place is given back, the slot is cleared after its record is written, and
+//! Whatever the ending, its limits are settled, the slot is cleared after its record is written, and
 //! the charge follows `rules::measure`.
 
 use std::net::IpAddr;
@@ -21,7 +21,7 @@ use crate::check::admit::{Begun, Seat};
 use crate::check::authenticate::{Caller, Proof};
 use crate::check::authorise::BodyMemory;
 use crate::endpoints::Endpoint;
-use crate::limits::memory::Hold;
+use crate::limits::backend::Taken;
 use crate::record::metrics::Ended;
 use crate::record::slot::{Call, Slot};
 use crate::record::trail::{Permit, blank};
@@ -60,7 +60,7 @@ pub(crate) struct Account {
     gateway: Arc<Gateway>,
     permit: Option<Permit>,
     slot: Option<Slot>,
-    hold: Option<Hold>,
+    taken: Option<Taken>,
     seat: Option<Seat>,
     /// Set when its delivery has gone to an upstream.
     pub(crate) begun: Begun,
@@ -117,7 +117,7 @@ impl Account {
             gateway: Arc::clone(gateway),
             permit: Some(permit),
             slot: None,
-            hold: None,
+            taken: None,
             seat: None,
             begun: Begun::default(),
             body: None,
@@ -144,8 +144,8 @@ impl Account {
     }
 
     /// Keeps what `check::reserve` took.
-    pub(crate) fn hold(&mut self, hold: Hold, taken_ns: u64, reserved: Tokens) {
-        self.hold = Some(hold);
+    pub(crate) fn hold(&mut self, taken: Taken, taken_ns: u64, reserved: Tokens) {
+        self.taken = Some(taken);
         self.taken_ns = Some(taken_ns);
         self.reserved = reserved;
     }
@@ -226,9 +226,14 @@ impl Account {
         reason: Option<&'static str>,
     ) -> Written {
         let (done, written) = oneshot::channel();
-        drop(self.hold.take());
         // While the delivery runs, only it knows whether an upstream has the call.
         self.seen.forwarded |= self.begun.is_set();
+        let charge = measure::settle(ending, self.reserved, self.seen);
+        if let Some(taken) = self.taken.take() {
+            let (now, cost) = (self.gateway.clock.unix_us(), charge.tokens);
+            let limits = &self.gateway.limits;
+            limits.settle(&taken, now, cost.input, cost.output);
+        }
         let Some(permit) = self.permit.take() else {
             return written;
         };
@@ -236,7 +241,6 @@ impl Account {
         if slot.is_some() {
             self.gateway.in_flight.fetch_sub(1, Ordering::Relaxed);
         }
-        let charge = measure::settle(ending, self.reserved, self.seen);
         let record = self.record(ending, charge, status, reason);
         if let Some(seat) = self.seat.take() {
             let said_so = ending == Ending::UpstreamFailed && matches!(status, 429 | 503);
@@ -345,8 +349,8 @@ impl Drop for Account {
             if self.taken_ns.is_none()
                 && let Some(policy) = &self.policy
             {
-                let now = self.gateway.clock.unix_ns();
-                self.gateway.limits.refused(self.key.id, policy, now);
+                let now = self.gateway.clock.unix_us();
+                self.gateway.meters.refused(self.key.id.into(), policy, now);
             }
             // 499: the client left before it was answered; nobody sees it but the log.
             drop(self.close(ending, 499, None));

@@ -17,6 +17,7 @@ use crate::config::{self, Config, Fsync, Glance, Place};
 use crate::supervisor::unix_seconds;
 
 mod identity;
+mod limits;
 
 /// Look at the config file.
 #[derive(Debug, Args)]
@@ -178,8 +179,10 @@ fn render(config: &Config) -> String {
             Some(n) => writeln!(out, "concurrent_requests = {n}").ok(),
             None => writeln!(out, "# concurrent_requests: no limit").ok(),
         };
+        limits::render_role(&mut out, role);
     }
     identity::render_identity(&mut out, config);
+    limits::render(&mut out, config);
     for model in settings.models.values() {
         render_model(&mut out, model, config);
     }
@@ -294,6 +297,7 @@ fn render_model(out: &mut String, model: &gateway::settings::Model, config: &Con
     writeln!(out, "queue = {}", model.queue).ok();
     let wait = text(&write_duration(model.queue_timeout));
     writeln!(out, "queue_timeout = {wait}").ok();
+    limits::render_model(out, model);
     let t = model.timeouts;
     let spans = [
         ("connect", t.connect),

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use control::keys::{Foreign, KeyRow, NewKey};
+use rules::limit::{Limit, parse_budget, parse_limit};
 use rules::network::Network;
 use rules::policy::Own;
 use serde_json::Value;
@@ -218,6 +219,12 @@ pub(super) struct OwnArgs {
     /// Answers of at most so many tokens
     #[arg(long, value_name = "N")]
     max_output: Option<u64>,
+    /// A limit over a window, such as "40000 tokens/minute" or "600 requests/hour burst 20"; may be given several times
+    #[arg(long, value_name = "LIMIT", value_parser = parse_limit)]
+    limit: Vec<Limit>,
+    /// A budget in UTC, such as "2000000 tokens/month" or "25.50 money/month"; may be given several times
+    #[arg(long, value_name = "BUDGET", value_parser = parse_budget)]
+    budget: Vec<Limit>,
 }
 
 impl OwnArgs {
@@ -233,6 +240,8 @@ impl OwnArgs {
             requests_per_minute: self.requests_per_minute,
             concurrent_requests: self.concurrent_requests,
             max_output_tokens: self.max_output,
+            limits: some(self.limit),
+            budget: some(self.budget),
         }
     }
 }

@@ -14,7 +14,7 @@ use control::identity::oidc::Source;
 use control::seal::Kms;
 use control::store::Target;
 use gateway::settings::{self, Model, Secret, Settings};
-use rules::policy::{DEFAULT_MAX_CHOICES, Models, Role};
+use rules::policy::{Models, Role};
 use rules::snapshot::Roles;
 
 use super::units::{Size, Span, write_duration, write_size};
@@ -26,6 +26,7 @@ mod audit;
 mod clients;
 mod issuers;
 pub(crate) mod kms;
+mod limits;
 mod metrics;
 mod models;
 mod server;
@@ -33,6 +34,7 @@ pub(crate) mod store;
 
 pub(crate) use audit::Audit;
 pub(crate) use clients::ClientAuth;
+use limits::{Lists, Prices};
 
 /// Everything that `guan.toml` says.
 #[derive(Clone, Debug)]
@@ -51,6 +53,8 @@ pub(crate) struct Config {
     pub(crate) sources: Vec<Source>,
     /// Whose clients may show a certificate.
     pub(crate) client_auth: Option<ClientAuth>,
+    /// What tokens cost.
+    pub(crate) prices: Prices,
     /// The workers that the supervisor runs.
     pub(crate) engines: Vec<EngineSpec>,
     /// Where keys, projects and usage are kept.
@@ -164,8 +168,18 @@ pub(super) fn convert(file: written::File, place: &Place<'_>) -> Result<Config, 
     );
     let audit = judge.audit(&top.key("audit"), file.audit);
     let mirror = judge.mirror(&top.key("hub"), file.hub.mirror);
-    let (models, engines) = models::convert(&mut judge, file.models, place);
+    let called: Vec<String> = file.models.iter().filter_map(|m| m.name.clone()).collect();
+    let called: Vec<&str> = called.iter().map(String::as_str).collect();
+    let prices = judge.prices(&top.key("prices"), &file.prices, &called);
+    let (models, engines) = models::convert(&mut judge, file.models, &prices, place);
     let roles = judge.roles(file.roles, &models);
+    for role in roles.values() {
+        let seat = top.key("roles").key(&role.name);
+        judge.money_needs_prices(&seat, &role.limits, &prices);
+        judge.money_needs_prices(&seat.key("shared"), &role.shared.limits, &prices);
+    }
+    let limits = top.key("limits");
+    let node = judge.node(&limits.key("node"), &file.limits.node);
     let (issuers, sources) = issuers::convert(&mut judge, file.issuers, &roles, place.data);
     let clients = judge.clients(&file.tls, file.client_certificates, &roles, place.data);
     if !judge.problems.is_empty() {
@@ -190,9 +204,11 @@ pub(super) fn convert(file: written::File, place: &Place<'_>) -> Result<Config, 
             client_certificates: clients.rules,
             metrics_token,
             models,
+            node,
         },
         sources,
         client_auth: clients.auth,
+        prices,
         engines,
         store,
         kms,
@@ -437,19 +453,7 @@ impl Judge {
     ) -> Role {
         let (is_new, mut meant) = match base {
             Some(base) => (false, base),
-            None => (
-                true,
-                Role {
-                    name: Arc::from(name),
-                    models: Models::All,
-                    requests_per_minute: 1,
-                    concurrent_requests: None,
-                    max_output_tokens: 1,
-                    max_choices: DEFAULT_MAX_CHOICES,
-                    rotate_after: None,
-                    weight: 1,
-                },
-            ),
+            None => (true, Role::new(name, 1, 1)),
         };
         if is_new && role.requests_per_minute.is_none() {
             self.fault(
@@ -482,14 +486,9 @@ impl Judge {
         if let Some(n) = self.number(seat, "max_output_tokens", role.max_output_tokens, &TOKENS) {
             meant.max_output_tokens = n;
         }
-        if let Some(n) = self.number(
-            seat,
-            "concurrent_requests",
-            role.concurrent_requests,
-            &PER_MINUTE,
-        ) {
-            meant.concurrent_requests = u32::try_from(n).ok();
-        }
+        let concurrent = self.concurrent(seat, role.concurrent_requests);
+        meant.concurrent_requests = concurrent.or(meant.concurrent_requests);
+        self.role_limits(seat, &role, &mut meant);
         if let Some(n) = self.number(seat, "max_choices", role.max_choices, &(1..=128)) {
             meant.max_choices = n;
         }
@@ -506,6 +505,35 @@ impl Judge {
             meant.models = self.role_models(seat, named, models);
         }
         meant
+    }
+
+    fn role_limits(&mut self, seat: &Seat, role: &written::Role, meant: &mut Role) {
+        if let Some(window) = role.window.as_deref() {
+            self.word(seat, "window", window, &["gcra", "sliding"]);
+            meant.sliding = window == "sliding";
+        }
+        let most = u64::from(meant.requests_per_minute);
+        if let Some(burst) = self.number(seat, "burst", role.burst, &(1..=most)) {
+            if meant.sliding {
+                self.fault(
+                    seat,
+                    "burst",
+                    "is for window = \"gcra\"; a sliding window has none",
+                );
+            }
+            meant.burst = u32::try_from(burst).ok();
+        }
+        if let Some(on_cap) = role.on_cap.as_deref() {
+            self.word(seat, "on_cap", on_cap, &["lower", "refuse"]);
+            meant.refuse_long = on_cap == "refuse";
+        }
+        let lists = Lists {
+            limits: &role.limits,
+            budget: &role.budget,
+        };
+        meant.limits = self.limits(seat, &lists);
+        meant.shared = self.pool(&seat.key("shared"), &role.shared);
+        meant.caps = self.caps(&seat.key("caps"), &role.caps);
     }
 
     fn role_models(

@@ -270,7 +270,7 @@ fn a15_an_unknown_table_is_refused() {
     assert_eq!(
         refused("[logging]\nlevel = \"debug\"\n"),
         [
-            "guan.toml:1: unknown table [logging]; known are server, tls, admin, metrics, store, kms, audit, hub, roles, issuers, client_certificates, models"
+            "guan.toml:1: unknown table [logging]; known are server, tls, admin, metrics, store, kms, audit, hub, limits, prices, roles, issuers, client_certificates, models"
         ]
     );
 }
@@ -342,7 +342,7 @@ fn each_bad_value_is_refused_in_its_own_words() {
         ),
         (
             "x = 1",
-            "guan.toml:1: unknown key \"x\"; known are server, tls, admin, metrics, store, kms, audit, hub, roles, issuers, client_certificates, models",
+            "guan.toml:1: unknown key \"x\"; known are server, tls, admin, metrics, store, kms, audit, hub, limits, prices, roles, issuers, client_certificates, models",
         ),
         (
             "server = 5",

@@ -21,6 +21,8 @@ pub(super) struct File {
     pub(super) kms: Kms,
     pub(super) audit: Audit,
     pub(super) hub: Hub,
+    pub(super) limits: Limits,
+    pub(super) prices: Prices,
     pub(super) roles: BTreeMap<String, Role>,
     pub(super) issuers: Vec<Issuer>,
     pub(super) client_certificates: Vec<ClientCertificate>,
@@ -120,6 +122,38 @@ pub(super) struct Hub {
     pub(super) mirror: Option<String>,
 }
 
+/// `[limits]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Limits {
+    pub(super) node: Pool,
+}
+
+/// `[limits.node]`, `[roles.NAME.shared]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Pool {
+    pub(super) concurrent_requests: Option<i64>,
+    pub(super) limits: Vec<String>,
+    pub(super) budget: Vec<String>,
+}
+
+/// `[prices]`: what a million tokens cost.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Prices {
+    pub(super) currency: Option<String>,
+    pub(super) models: BTreeMap<String, Price>,
+}
+
+/// `[prices.models.NAME]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Price {
+    pub(super) input: Option<String>,
+    pub(super) output: Option<String>,
+}
+
 /// `[roles.NAME]`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -131,6 +165,24 @@ pub(super) struct Role {
     pub(super) max_choices: Option<i64>,
     pub(super) rotate_after: Option<Span>,
     pub(super) weight: Option<i64>,
+    pub(super) window: Option<String>,
+    pub(super) burst: Option<i64>,
+    pub(super) limits: Vec<String>,
+    pub(super) budget: Vec<String>,
+    pub(super) shared: Pool,
+    pub(super) on_cap: Option<String>,
+    pub(super) caps: Caps,
+}
+
+/// `[roles.NAME.caps]`, `[models.caps]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Caps {
+    pub(super) prompts: Option<i64>,
+    pub(super) messages: Option<i64>,
+    pub(super) tools: Option<i64>,
+    pub(super) images: Option<i64>,
+    pub(super) logprobs: Option<i64>,
 }
 
 /// `[[issuers]]`.
@@ -180,6 +232,10 @@ pub(super) struct Model {
     pub(super) upstream_name: Option<String>,
     pub(super) context_tokens: Option<i64>,
     pub(super) max_output_tokens: Option<i64>,
+    pub(super) concurrent_requests: Option<i64>,
+    pub(super) limits: Vec<String>,
+    pub(super) budget: Vec<String>,
+    pub(super) caps: Caps,
     pub(super) owned_by: Option<String>,
     pub(super) queue: Option<i64>,
     pub(super) queue_timeout: Option<Span>,

@@ -8,6 +8,7 @@ mod exposure;
 mod field_cases;
 mod issuers;
 mod keys;
+mod limits;
 mod line;
 mod metrics;
 mod model_pull;

@@ -8,9 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gateway::settings::{Concurrency, Model, Places, Replica, Target, Timeouts};
+use rules::limit::Price;
+use rules::policy::Pool;
 use wire::openai::{Dialect, UnknownFields};
 
 use super::super::{Place, Seat, upstream, written};
+use super::limits::{Lists, Prices};
 use super::{EngineSpec, Judge, TOKENS, is_model_name};
 
 type Known = BTreeMap<String, Arc<Model>>;
@@ -19,6 +22,7 @@ type Known = BTreeMap<String, Arc<Model>>;
 pub(super) fn convert(
     judge: &mut Judge,
     written: Vec<written::Model>,
+    prices: &Prices,
     place: &Place<'_>,
 ) -> (Known, Vec<EngineSpec>) {
     let mut models = Known::new();
@@ -34,7 +38,9 @@ pub(super) fn convert(
         for (n, alias) in model.aliases.iter().enumerate() {
             claim(judge, &seat.key("aliases").index(n), alias, &mut taken);
         }
-        let (model, engine) = one(judge, &seat, name, model, place);
+        let (mut model, engine) = one(judge, &seat, name, model, place);
+        model.price = prices.models.get(&model.name).copied().unwrap_or_default();
+        judge.money_needs_prices(&seat, &model.pool.limits, prices);
         engines.extend(engine);
         models.insert(model.name.clone(), Arc::new(model));
     }
@@ -80,6 +86,15 @@ fn one(
         Duration::from_mins(1),
         Duration::from_millis(10)..=Duration::from_hours(1),
     );
+    let lists = Lists {
+        limits: &model.limits,
+        budget: &model.budget,
+    };
+    let pool = Pool {
+        concurrent_requests: judge.concurrent(seat, model.concurrent_requests),
+        limits: judge.limits(seat, &lists),
+    };
+    let caps = judge.caps(&seat.key("caps"), &model.caps);
     let timeouts = timeouts(judge, &seat.key("timeouts"), &model.timeouts);
     if model.replicas.is_empty() {
         judge.problem(seat, format!(
@@ -121,6 +136,9 @@ fn one(
         upstream_name,
         // An answer can't be longer than the context that it shares with its prompt.
         max_output_tokens: max_output_tokens.into_iter().chain(context_tokens).min(),
+        pool,
+        caps,
+        price: Price::default(),
         owned_by,
         created: place.now,
         places,
