@@ -10,6 +10,7 @@ mod once;
 mod precondition;
 mod pages;
 mod keys;
+mod limits;
 mod projects;
 mod admins;
 mod secrets;
@@ -42,6 +43,7 @@ use crate::store::{Store, StoreFault};
 use denials::{Denials, Denied};
 
 pub use ask::{Asked, ask};
+pub use limits::{Counting, LimitRow, LimitsNow};
 pub use openapi::description;
 pub use remote::Remote;
 pub use serve::serve;
@@ -58,6 +60,7 @@ pub struct ApiState {
     store: Store,
     secrets: Secrets,
     denials: Arc<Denials>,
+    limits: Option<LimitsNow>,
 }
 
 impl ApiState {
@@ -71,7 +74,15 @@ impl ApiState {
             store,
             secrets,
             denials: Arc::default(),
+            limits: None,
         }
+    }
+
+    /// Where a server counts: with whom to ask for limits.
+    #[must_use]
+    pub fn with_limits(mut self, limits: LimitsNow) -> Self {
+        self.limits = Some(limits);
+        self
     }
 
     /// Leaves a trace of a refusal.

@@ -424,6 +424,26 @@ impl Keys {
         })
     }
 
+    /// Records that what a key used of its limits is forgotten, and how much that was.
+    ///
+    /// # Errors
+    /// When it isn't recorded: then it must not be done.
+    pub(crate) async fn note_reset(
+        &self,
+        row: &KeyRow,
+        used: &impl serde::Serialize,
+        actor: &Actor,
+    ) -> Result<(), KeysFault> {
+        reaches(actor, &row.role)?;
+        let mut record = self.act("limits-reset", row, actor);
+        if let Some(serde_json::Value::Object(act)) = &mut record.act {
+            let _none = act.insert("used".to_owned(), json!(used));
+        }
+        audit_log::record(&self.audit, record)
+            .await
+            .map_err(|_unwritten| KeysFault::Unrecorded)
+    }
+
     /// Records what nobody waits for; lost when the log can't take it, which the log says itself.
     pub(crate) fn note(&self, record: Record) {
         let entry = Entry {
@@ -452,7 +472,7 @@ impl Keys {
     }
 
     /// The key of this id, or the only one whose id begins so.
-    async fn row(&self, given: &str) -> Result<KeyRow, KeysFault> {
+    pub(crate) async fn row(&self, given: &str) -> Result<KeyRow, KeysFault> {
         let letters = given.len() <= 12 && given.bytes().all(|byte| byte.is_ascii_alphanumeric());
         if !letters || given.len() < SHORTEST_PREFIX {
             return Err(KeysFault::NotAnId);

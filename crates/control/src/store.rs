@@ -36,7 +36,7 @@ pub(crate) use once::Earlier;
 pub use postgres::Listener;
 pub use projects::ProjectRow;
 pub(crate) use usage::{Cursor, UsageKey};
-pub use usage::{Sums, UsageBy, UsageRow};
+pub use usage::{Spent, Sums, UsageBy, UsageRow};
 
 use fault::classify;
 

@@ -47,6 +47,16 @@ pub async fn count(
     }
 }
 
+/// Counts now what was recorded and isn't counted yet: before a server decides by it.
+///
+/// # Errors
+/// When the store doesn't answer, or the chains can't be read.
+pub async fn catch_up(store: &Store, dir: PathBuf, node: &str) -> Result<(), StoreFault> {
+    Counter::new(store.clone(), dir, node.to_owned())
+        .catch_up()
+        .await
+}
+
 /// Where each chain of this node stands.
 pub(crate) struct Counter {
     store: Store,

@@ -54,6 +54,7 @@ pub mod limits {
     pub mod backend;
     pub mod memory;
     pub(crate) mod meter;
+    pub mod shared;
 }
 
 pub mod record {

@@ -197,7 +197,7 @@ impl Default for Timeouts {
 }
 
 /// A credential that never shows itself.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Secret(zeroize::Zeroizing<String>);
 
 impl Secret {

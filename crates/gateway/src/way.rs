@@ -232,7 +232,7 @@ impl Known<'_> {
             account,
         )
         .await?;
-        let reserved = reserve(gateway, judged, account)?;
+        let reserved = reserve(gateway, judged, account).await?;
         drop(arriving);
         let outgoing = Outgoing {
             endpoint: reserved.judged.endpoint,
@@ -412,8 +412,10 @@ impl Known<'_> {
         let mut response = refuse(self.id, refusal);
         self.tell(&mut response, &dropped, account.elapsed_ms());
         let gateway = &self.core.gateway;
-        let plan = self.caller.plan(gateway, self.settings, None);
-        let told = gateway.limits.told(&plan, gateway.clock.unix_us());
+        let told = account.told.unwrap_or_else(|| {
+            let plan = self.caller.plan(gateway, self.settings, None);
+            gateway.limits.told(&plan, gateway.clock.unix_us())
+        });
         refuse::tell_limits(response.headers_mut(), &told);
         response
     }

@@ -17,6 +17,7 @@ mod door;
 mod http;
 mod init;
 mod key;
+mod limits;
 mod model;
 mod probe;
 mod project;
@@ -70,6 +71,8 @@ enum Command {
     Store(store::StoreArgs),
     /// Print the certificate that clients must trust
     Tls(tls::TlsArgs),
+    /// Show what is left of a key's limits, or let it start afresh
+    Limits(limits::LimitsArgs),
     /// Print what keys, projects and models used
     Usage(usage::UsageArgs),
     /// Judge the audit log, and print what others can judge it by
@@ -193,6 +196,7 @@ fn act(command: Command, places: &Places) -> Result<(), Failure> {
         Command::Secret(args) => secret::run(&args, places),
         Command::Store(args) => store::run(&args, places),
         Command::Tls(args) => tls::run(&args, places),
+        Command::Limits(args) => limits::run(&args, places),
         Command::Usage(args) => usage::run(&args, places),
         Command::Audit(args) => audit::run(&args, places),
         Command::Model(args) => {

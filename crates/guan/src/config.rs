@@ -16,6 +16,7 @@ pub(crate) mod reference;
 mod upstream;
 mod meant;
 
+pub(crate) use meant::shared::render as render_shared;
 pub(crate) use meant::{ClientAuth, Config, EngineSpec, Fsync, is_model_name};
 pub(crate) use upstream::{Upstream, parse as parse_upstream};
 

@@ -27,7 +27,6 @@ use control::secrets::Secrets;
 use control::store::{NodeRow, Store};
 use gateway::check::fresh::Freshness;
 use gateway::check::token::Issuers;
-use gateway::limits::backend::Limits;
 use gateway::record::replay::node_died;
 use gateway::record::slot::Slots;
 use gateway::record::trail::Trail;
@@ -35,8 +34,6 @@ use gateway::serve::{self, Cores};
 use gateway::state::{Clock, Gateway, Parts};
 use rules::chain::Signer;
 use rules::key::KeyId;
-use rules::limit::Amounts;
-use rules::policy::effective;
 use rules::snapshot::Key;
 use tokio::io::AsyncReadExt;
 use tokio::sync::{mpsc, watch};
@@ -48,6 +45,7 @@ use crate::config::{self, Config};
 
 mod figures;
 mod identity;
+mod limits;
 mod reload;
 mod tls;
 
@@ -212,7 +210,9 @@ impl House {
         let mut by_id = known.by_id();
         identity::recall(&past, &mut by_id);
         past.extend(replay(start, &audit, &trail, &by_id, clock).await?);
-        let limits = rebuilt(&node, &mut past, &known, &by_id, &config);
+        let from = (&store, audit.as_path(), node.as_str());
+        let limits = limits::open(&node, start, clock, &config)?;
+        limits::rebuild(&limits, &mut past, (&known, &by_id), (&config, clock), from).await?;
         drop(by_id);
         let (ask, questions) = mpsc::channel(publish::MOST_ASKED);
         let (ask_issuers, asked_issuers) = mpsc::channel(control::identity::MOST_ASKED);
@@ -292,7 +292,8 @@ impl House {
             control::clock::system(),
             self.store.clone(),
             self.secrets.clone(),
-        );
+        )
+        .with_limits(limits::now(&self.gateway));
         let api = control::api::Remote::new(&state);
         let mut doors = Vec::new();
         for listener in listeners {
@@ -411,6 +412,7 @@ impl House {
         }
         cores.stop();
         cores.join();
+        self.gateway.limits.close();
     }
 }
 
@@ -491,43 +493,6 @@ fn secrets(
     )
 }
 
-/// The limiter as it stood, by each key's policy of now.
-fn rebuilt(
-    node: &str,
-    past: &mut [rules::chain::PastCall],
-    known: &rules::snapshot::Keys,
-    by_id: &HashMap<KeyId, Arc<Key>>,
-    config: &Config,
-) -> Limits {
-    let limits = Limits::new(node);
-    let settings = &config.settings;
-    past.sort_by_key(|call| call.taken_ns);
-    for call in past.iter() {
-        let key = KeyId::parse(&call.key).ok().and_then(|id| by_id.get(&id));
-        let Some(key) = key else { continue };
-        let Some(role) = settings.roles.get(&*key.role) else {
-            continue;
-        };
-        let project = key.project.as_ref().and_then(|name| known.project(name));
-        let policy = effective(role, project.map(|p| &p.own), key.own.as_deref());
-        let model = call
-            .model
-            .as_ref()
-            .and_then(|name| settings.models.get(name));
-        let price = model.map(|model| model.price).unwrap_or_default();
-        let plan = limits.plan(
-            key.id.into(),
-            &policy,
-            call.project.as_deref(),
-            model.map(AsRef::as_ref),
-            &settings.node,
-        );
-        let amounts = Amounts::of(call.charged.input, call.charged.output, &price);
-        limits.replay(plan, &amounts, call.taken_ns / 1000);
-    }
-    limits
-}
-
 /// Starts what goes on beside the requests: the view of the keys is kept young, and usage is counted. Both end with
 /// this process's local set.
 fn attend(
@@ -576,6 +541,7 @@ async fn replay(
                 model: Some(call.model.clone()),
                 taken_ns: call.started_ns,
                 charged: charged.unwrap_or_default(),
+                cut: Some((call.id, call.reserved)),
             });
         }
         tracing::info!(

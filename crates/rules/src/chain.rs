@@ -12,6 +12,7 @@ use std::fmt;
 use aws_lc_rs::digest;
 use serde::{Deserialize, Serialize};
 
+use crate::ident::RequestId;
 use crate::measure::{Ending, Source, Tokens};
 
 pub use checkpoint::{Checkpoint, PublicKey, Signer};
@@ -267,6 +268,8 @@ pub struct PastCall {
     pub taken_ns: u64,
     /// What was charged.
     pub charged: Tokens,
+    /// Its process died with it: its id, and what it had reserved.
+    pub cut: Option<(RequestId, Tokens)>,
 }
 
 #[cfg(test)]

@@ -195,6 +195,20 @@ impl Limit {
         span.div_ceil(size)
     }
 
+    /// One of `nodes` equal parts; at least so much that one call of `amount` fits that fits in the whole.
+    #[must_use]
+    pub fn part(self, nodes: u64, amount: u64) -> Self {
+        let part = |whole: u64| {
+            let part = whole.checked_div(nodes).unwrap_or(whole);
+            part.max(amount.min(whole)).max(1)
+        };
+        Self {
+            size: part(self.size),
+            burst: part(self.burst),
+            ..self
+        }
+    }
+
     /// How finely a sliding window is kept, microseconds: to the microsecond for few calls, else to a 60th of it.
     /// What was taken counts until its grain has left the window whole, so it never counts too short.
     #[must_use]

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use base64::Engine as _;
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, SanType,
@@ -25,6 +26,25 @@ pub struct Identity {
 }
 
 impl Identity {
+    /// The certificate and its private key, PEM.
+    #[must_use]
+    pub fn pem(&self) -> (String, String) {
+        let armour = |label: &str, der: &[u8]| {
+            let text = base64::engine::general_purpose::STANDARD.encode(der);
+            let lines: Vec<_> = text
+                .as_bytes()
+                .chunks(64)
+                .map(String::from_utf8_lossy)
+                .collect();
+            format!(
+                "-----BEGIN {label}-----\n{}\n-----END {label}-----\n",
+                lines.join("\n")
+            )
+        };
+        let chain = self.chain.iter().map(|der| armour("CERTIFICATE", der));
+        (chain.collect(), armour("PRIVATE KEY", &self.key))
+    }
+
     /// The private key.
     #[must_use]
     pub fn key(&self) -> PrivateKeyDer<'static> {

@@ -15,6 +15,7 @@ pub mod issuer;
 pub mod kms;
 pub mod postgres;
 pub mod prometheus;
+pub mod redis;
 pub mod server;
 pub mod token;
 pub mod upstream;

@@ -12,7 +12,9 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 
 use super::guard::{self, Rule};
 use super::pages::{ListQuery, Page};
-use super::{ApiState, MOST_BODY_BYTES, MOST_IMPORT_BYTES, admins, audit, keys, projects, secrets};
+use super::{
+    ApiState, MOST_BODY_BYTES, MOST_IMPORT_BYTES, admins, audit, keys, limits, projects, secrets,
+};
 use super::{no_method, no_route, openapi, usage};
 use crate::store::Right;
 
@@ -111,7 +113,7 @@ pub(super) fn table() -> Vec<Route> {
 
 #[rustfmt::skip]
 fn of_keys() -> Vec<Route> {
-    use Right::{Operator, Viewer};
+    use Right::{Operator, Owner, Viewer};
     vec![
         Route::new(GET, "/admin/v1/keys", Viewer, "List keys, oldest first",
             keys::list, gives::<Page<keys::Listed>>()).asks::<ListQuery>(),
@@ -127,6 +129,10 @@ fn of_keys() -> Vec<Route> {
             keys::revoke, gives::<keys::Revoked>()),
         Route::new(POST, "/admin/v1/keys/{id}/rotate", Operator, "Give a key a new secret; it is in this answer and nowhere else",
             keys::rotate, gives::<keys::Once>()).takes::<keys::RotateBody>().once(),
+        Route::new(GET, "/admin/v1/keys/{id}/limits", Viewer, "Show what is left of each limit that holds for a key",
+            limits::show, gives::<limits::Shown>()),
+        Route::new(POST, "/admin/v1/keys/{id}/limits/reset", Owner, "Forget what a key used of its own limits and budgets",
+            limits::reset, gives::<limits::Shown>()),
     ]
 }
 

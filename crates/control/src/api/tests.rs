@@ -78,6 +78,18 @@ async fn state_of(bench: &Bench) -> ApiState {
         bench.store.clone(),
         Box::pin(bench.secrets(bench.kms())).await,
     )
+    .with_limits(Arc::new(|_row: &KeyRow, forget| {
+        let used = if forget { 0 } else { 3 };
+        let limit = LimitRow {
+            holder: "key".to_owned(),
+            limit: "10 requests/minute".to_owned(),
+            size: 10,
+            used,
+            remaining: 10 - used,
+            resets_in_ms: 6000 * used,
+        };
+        Box::pin(async move { Some(vec![limit]) })
+    }))
 }
 
 fn uid() -> u32 {

@@ -72,6 +72,7 @@ fn scan(path: &Path, since_ns: u64, calls: &mut Vec<PastCall>) -> io::Result<()>
                 model: call.model,
                 taken_ns,
                 charged: call.charged,
+                cut: None,
             });
         }
         // Texts of one form and width sort as times do. A clock that was set back makes a few lines look old.

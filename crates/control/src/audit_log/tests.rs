@@ -505,6 +505,7 @@ fn calls_of_the_last_minute_are_found_in_all_files_and_torn_lines_passed_over() 
         model: made.model.clone(),
         taken_ns: now - ago * SECOND,
         charged: made.charged,
+        cut: None,
     });
     assert_eq!(found, wanted);
     assert!(past_calls(&dir.path().join("none"), 0).is_empty());

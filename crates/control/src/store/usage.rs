@@ -91,7 +91,42 @@ pub struct UsageRow {
     pub sums: Sums,
 }
 
+/// What a key took of a model since a day, and who paid.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spent {
+    /// The caller's id.
+    pub key: String,
+    /// Who paid; empty: nobody named.
+    pub project: String,
+    /// The model; empty: refused before it was known.
+    pub model: String,
+    /// Prompt tokens that were charged.
+    pub input: u64,
+    /// Output tokens that were charged.
+    pub output: u64,
+}
+
 impl Store {
+    /// What was charged since a day (days since 1970, UTC): budgets start from it.
+    ///
+    /// # Errors
+    /// When the store doesn't answer.
+    pub async fn spent_since(&self, day: i64) -> Result<Vec<Spent>, StoreFault> {
+        let found: Vec<(String, String, String, i64, i64)> = read!(self, pool => sqlx::query_as(
+            "SELECT key_id, project, model, CAST(sum(input) AS BIGINT), CAST(sum(output) AS BIGINT) FROM usage \
+             WHERE day >= $1 GROUP BY key_id, project, model HAVING sum(input) + sum(output) > 0")
+            .bind(day).fetch_all(pool).await)?;
+        let count = |n: i64| u64::try_from(n).unwrap_or(0);
+        let row = |(key, project, model, input, output)| Spent {
+            key,
+            project,
+            model,
+            input: count(input),
+            output: count(output),
+        };
+        Ok(found.into_iter().map(row).collect())
+    }
+
     /// Adds sums and moves the chain's cursor, both or neither.
     pub(crate) async fn add_usage(
         &self,

@@ -23,14 +23,18 @@ pub(crate) struct Reserved {
 ///
 /// # Errors
 /// 429 when a limit is used up, 503 when no slot is free or the disk refuses.
-pub(crate) fn reserve(
+pub(crate) async fn reserve(
     gateway: &Arc<Gateway>,
     mut judged: Judged,
     account: &mut Account,
 ) -> Result<Reserved, Refusal> {
     let now = gateway.clock.unix_us();
     let plan = std::mem::take(&mut judged.plan);
-    let (told, taken) = gateway.limits.take(plan, judged.model.price, now)?;
+    let limits = &gateway.limits;
+    let decided = limits.take(account.id, plan, judged.model.price, now).await;
+    let told = decided.told;
+    account.told = Some(told);
+    let taken = decided.taken?;
     account.hold(taken, now.saturating_mul(1000), judged.bound);
     account.take_slot().map_err(|fault| {
         if fault.kind() == ErrorKind::WouldBlock {

@@ -42,6 +42,15 @@ struct Slot {
     cell: Cell,
 }
 
+/// What a decision says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Decided {
+    /// How the tightest limits stand after it.
+    pub told: Told,
+    /// What the call doesn't fit in: then nothing was taken.
+    pub denied: Option<Denied>,
+}
+
 type Guard<'m> = MutexGuard<'m, Shard>;
 
 impl Default for Memory {
@@ -57,44 +66,41 @@ impl Default for Memory {
 }
 
 impl Memory {
-    /// Takes all that `plan` asks for at `now` (microseconds), or nothing.
+    /// Takes all that `plan` asks for at `now` (microseconds), or nothing; then the limit that has the longest wait
+    /// among those that the call doesn't fit in is told.
     ///
     /// # Errors
-    /// The limit that has the longest wait among those that the call doesn't fit in; [`Refusal::Busy`] when there is
-    /// no room for one more scope.
-    pub fn take(&self, plan: &Plan, now: u64) -> Result<Told, Refusal> {
+    /// [`Refusal::Busy`] when there is no room for one more scope.
+    pub fn take(&self, plan: &Plan, now: u64) -> Result<Decided, Refusal> {
         let mut locked = self.lock(plan);
-        let mut told = Told::default();
         let mut denied: Option<Denied> = None;
-        let mut taken = 0_usize;
         for demand in plan.demands() {
-            let Some(slot) = locked.slot(demand, now) else {
-                denied = None;
-                break;
-            };
-            let limit = &demand.limit;
-            if denied.is_none() {
-                match slot.cell.take(now, limit, demand.amount) {
-                    Ok(()) => {
-                        told.note(limit, slot.cell.look(now, limit));
-                        taken = taken.saturating_add(1);
-                    }
-                    Err(wait) => denied = Some(refused(demand, slot, now, wait)),
-                }
-            } else if let Err(wait) = slot.cell.clone().take(now, limit, demand.amount) {
+            let slot = locked.slot(demand, now).ok_or(Refusal::Busy)?;
+            if let Err(wait) = slot.cell.fits(now, &demand.limit, demand.amount) {
                 let more = refused(demand, slot, now, wait);
                 denied = denied.filter(|d| d.retry >= more.retry).or(Some(more));
             }
         }
-        if denied.is_none() && taken == plan.demands().len() {
-            return Ok(told);
-        }
-        for demand in plan.demands().iter().take(taken) {
-            if let Some(slot) = locked.slot(demand, now) {
-                slot.cell.undo(now, &demand.limit, demand.amount);
+        let mut told = Told::default();
+        for demand in plan.demands() {
+            if let Some(slot) = locked.found(demand) {
+                if denied.is_none() {
+                    slot.cell.force(now, &demand.limit, demand.amount);
+                }
+                told.note(&demand.limit, slot.cell.look(now, &demand.limit));
             }
         }
-        Err(denied.map_or(Refusal::Busy, Refusal::Limit))
+        Ok(Decided { told, denied })
+    }
+
+    /// Takes all that `plan` asks for, whether it fits or not: it was let through elsewhere.
+    pub fn force(&self, plan: &Plan, now: u64) {
+        let mut locked = self.lock(plan);
+        for demand in plan.demands() {
+            if let Some(slot) = locked.slot(demand, now) {
+                slot.cell.force(now, &demand.limit, demand.amount);
+            }
+        }
     }
 
     /// Ends a call that took `plan` at `taken` and cost `actual`.
@@ -136,7 +142,7 @@ impl Memory {
                 continue;
             };
             if demand.amount > 0
-                && let Err(wait) = slot.cell.clone().take(now, limit, demand.amount)
+                && let Err(wait) = slot.cell.fits(now, limit, demand.amount)
             {
                 return Err(Refusal::Limit(refused(demand, slot, now, wait)));
             }

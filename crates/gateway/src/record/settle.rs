@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use rules::chain;
 use rules::ident::RequestId;
+use rules::limit::Told;
 use rules::measure::{self, Charge, Ending, Seen, Tokens};
 use rules::policy::Policy;
 use rules::refusal::Unfit;
@@ -81,6 +82,8 @@ pub(crate) struct Account {
     pub(crate) answers: u32,
     /// What was reserved.
     pub(crate) reserved: Tokens,
+    /// How the limits stood when they were decided.
+    pub(crate) told: Option<Told>,
     taken_ns: Option<u64>,
     /// The caller's policy: a call that ends before it counted counts as refused.
     pub(crate) policy: Option<Policy>,
@@ -131,6 +134,7 @@ impl Account {
             stream: false,
             answers: 1,
             reserved: Tokens::default(),
+            told: None,
             taken_ns: None,
             policy: Some(caller.policy.clone()),
             identity: caller.identity.clone(),
@@ -232,7 +236,7 @@ impl Account {
         if let Some(taken) = self.taken.take() {
             let (now, cost) = (self.gateway.clock.unix_us(), charge.tokens);
             let limits = &self.gateway.limits;
-            limits.settle(&taken, now, cost.input, cost.output);
+            limits.settle(taken, now, cost.input, cost.output);
         }
         let Some(permit) = self.permit.take() else {
             return written;

@@ -64,7 +64,11 @@ async fn tcp(host: &str, port: u16) -> io::Result<TcpStream> {
     Err(last)
 }
 
-async fn resolve(host: &str) -> io::Result<Vec<IpAddr>> {
+/// A name's addresses.
+///
+/// # Errors
+/// What the resolver says.
+pub(crate) async fn resolve(host: &str) -> io::Result<Vec<IpAddr>> {
     if let Ok(address) = host.parse() {
         return Ok(vec![address]);
     }

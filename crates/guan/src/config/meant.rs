@@ -13,6 +13,7 @@ use std::time::Duration;
 use control::identity::oidc::Source;
 use control::seal::Kms;
 use control::store::Target;
+use gateway::limits::shared::Shared;
 use gateway::settings::{self, Model, Secret, Settings};
 use rules::policy::{Models, Role};
 use rules::snapshot::Roles;
@@ -30,6 +31,7 @@ mod limits;
 mod metrics;
 mod models;
 mod server;
+pub(crate) mod shared;
 pub(crate) mod store;
 
 pub(crate) use audit::Audit;
@@ -53,6 +55,8 @@ pub(crate) struct Config {
     pub(crate) sources: Vec<Source>,
     /// Whose clients may show a certificate.
     pub(crate) client_auth: Option<ClientAuth>,
+    /// Where limits are kept that nodes share; `None`: in memory.
+    pub(crate) shared: Option<Shared>,
     /// What tokens cost.
     pub(crate) prices: Prices,
     /// The workers that the supervisor runs.
@@ -178,8 +182,7 @@ pub(super) fn convert(file: written::File, place: &Place<'_>) -> Result<Config, 
         judge.money_needs_prices(&seat, &role.limits, &prices);
         judge.money_needs_prices(&seat.key("shared"), &role.shared.limits, &prices);
     }
-    let limits = top.key("limits");
-    let node = judge.node(&limits.key("node"), &file.limits.node);
+    let (node, shared) = judge.whole_limits(&top.key("limits"), &file.limits, place);
     let (issuers, sources) = issuers::convert(&mut judge, file.issuers, &roles, place.data);
     let clients = judge.clients(&file.tls, file.client_certificates, &roles, place.data);
     if !judge.problems.is_empty() {
@@ -209,6 +212,7 @@ pub(super) fn convert(file: written::File, place: &Place<'_>) -> Result<Config, 
         sources,
         client_auth: clients.auth,
         prices,
+        shared,
         engines,
         store,
         kms,

@@ -4,6 +4,7 @@
 //! mean is `meant`'s business. Called by `config::check` alone.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use serde::Deserialize;
 
@@ -126,6 +127,17 @@ pub(super) struct Hub {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Limits {
+    pub(super) backend: Option<String>,
+    pub(super) username: Option<String>,
+    pub(super) password: Option<String>,
+    pub(super) sentinel_username: Option<String>,
+    pub(super) sentinel_password: Option<String>,
+    pub(super) ca: Option<PathBuf>,
+    pub(super) client_certificate: Option<PathBuf>,
+    pub(super) client_key: Option<String>,
+    pub(super) prefix: Option<String>,
+    pub(super) timeout: Option<Span>,
+    pub(super) when_unreachable: Option<String>,
     pub(super) node: Pool,
 }
 

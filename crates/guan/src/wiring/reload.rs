@@ -152,6 +152,11 @@ fn only_at_start(old: &Config, new: &Config) -> Option<&'static str> {
     if old.store != new.store {
         return Some("[store] has changed: restart `guan serve` to use it");
     }
+    if old.shared != new.shared {
+        return Some(
+            "[limits] backend, or how it is reached, has changed: restart `guan serve` to use it",
+        );
+    }
     if old.client_auth != new.client_auth {
         return Some("[tls] client_ca or client_auth has changed: restart `guan serve` to use it");
     }

@@ -452,3 +452,88 @@ fn limits_outlive_a_restart() {
         refused.text()
     );
 }
+
+#[test]
+fn what_is_left_is_shown_and_a_fresh_start_frees_what_the_key_used_itself() {
+    let config =
+        role("limits = [\"3 requests/hour\"]\n[roles.r.shared]\nlimits = [\"9 requests/hour\"]");
+    let (_upstream, mut guan) = start(&config, good);
+    let caller = key_with(&guan, &[]);
+    let id = guan.run(&["key", "list", "--json"]);
+    let id: Value = serde_json::from_slice(&id.stdout).unwrap();
+    let id = id[0]["id"].as_str().unwrap().to_owned();
+    let shown = |guan: &Guan, act: &str| -> Vec<(String, String, u64)> {
+        let said = guan.run(&["limits", act, &id, "--json"]);
+        assert!(
+            said.status.success(),
+            "{}",
+            String::from_utf8_lossy(&said.stderr)
+        );
+        let said: Value = serde_json::from_slice(&said.stdout).unwrap();
+        let row = |row: &Value| {
+            let text = |name: &str| row[name].as_str().unwrap().to_owned();
+            (
+                text("holder"),
+                text("limit"),
+                row["remaining"].as_u64().unwrap(),
+            )
+        };
+        said["limits"].as_array().unwrap().iter().map(row).collect()
+    };
+    let passed = |n: usize| (0..n).filter(|_| caller.chat(CHAT).status == 200).count();
+    assert_eq!(passed(5), 3);
+    let own = ("key".to_owned(), "3 requests/hour".to_owned());
+    let left = |rows: &[(String, String, u64)], of: &(String, String)| {
+        let found = rows.iter().find(|row| (&row.0, &row.1) == (&of.0, &of.1));
+        found.unwrap_or_else(|| panic!("{rows:?}")).2
+    };
+    let shared = ("role".to_owned(), "9 requests/hour".to_owned());
+    let rows = shown(&guan, "show");
+    assert_eq!((left(&rows, &own), left(&rows, &shared)), (0, 6));
+    let rows = shown(&guan, "reset");
+    assert_eq!((left(&rows, &own), left(&rows, &shared)), (3, 6));
+    assert_eq!(passed(5), 3);
+    guan.until("the reset is recorded", |guan| {
+        let records = guan.records();
+        let reset = records.iter().find(|r| r["event.action"] == "limits-reset");
+        reset.is_some_and(|r| r.to_string().contains("3 requests/hour"))
+    });
+    assert_eq!(guan.stop(), Some(0));
+    let said = guan.run(&["limits", "show", &id]);
+    assert!(String::from_utf8_lossy(&said.stderr).contains("start `guan serve`"));
+}
+
+#[test]
+fn budgets_outlive_a_restart() {
+    let config =
+        role("budget = [\"200 tokens/month\"]\n[roles.r.shared]\nbudget = [\"400 tokens/month\"]");
+    let (_upstream, mut guan) = start(&config, |_, answer| answer.json(200, &whole(10, 80)));
+    let made = guan.run(&["project", "create", "p", "--budget", "270 tokens/week"]);
+    assert!(made.status.success());
+    let (one, two) = (
+        key_with(&guan, &["--project", "p"]),
+        key_with(&guan, &["--project", "p"]),
+    );
+    assert_eq!((one.chat(CHAT).status, two.chat(CHAT).status), (200, 200));
+    assert_eq!(guan.stop(), Some(0));
+    guan.serve();
+    let again = |client: &Client| guan.client().with_key(client.key().unwrap());
+    // 90 of the key's 200, 180 of the project's 270 are spent: one more call of at most 80 fits in both, and no other.
+    let small = chat_of(r#""max_tokens":10"#);
+    assert_eq!(again(&one).chat(&small).status, 200);
+    let refused = again(&one).chat(&small);
+    assert_eq!(
+        refused.error().0,
+        "insufficient_quota",
+        "{}",
+        refused.text()
+    );
+    let refused = again(&two).chat(&small);
+    assert!(
+        refused
+            .text()
+            .contains("The budget of your project is spent: 270 tokens/week, used 270 tokens"),
+        "{}",
+        refused.text()
+    );
+}

@@ -9,6 +9,7 @@ mod field_cases;
 mod issuers;
 mod keys;
 mod limits;
+mod shared_limits;
 mod line;
 mod metrics;
 mod model_pull;

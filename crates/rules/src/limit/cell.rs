@@ -61,28 +61,35 @@ impl Cell {
     /// # Errors
     /// That wait.
     pub fn take(&mut self, now: u64, limit: &Limit, amount: u64) -> Result<(), u64> {
+        self.fits(now, limit, amount)?;
+        self.force(now, limit, amount);
+        Ok(())
+    }
+
+    /// Whether `amount` fits, taking nothing.
+    ///
+    /// # Errors
+    /// In how many microseconds it does if nobody else takes.
+    pub fn fits(&mut self, now: u64, limit: &Limit, amount: u64) -> Result<(), u64> {
         self.turn(now, limit);
         let size = limit.size;
         match self {
-            Self::Gcra { last, debt } => {
+            Self::Gcra { debt, .. } => {
                 let after = debt.saturating_add(amount.saturating_mul(limit.interval_ns()));
                 let most = limit.burst.saturating_mul(limit.interval_ns());
                 if after > most {
                     return Err(after.saturating_sub(most).div_ceil(1000));
                 }
-                (*last, *debt) = (now.max(*last), after);
             }
             Self::Sliding(window) => {
                 if window.used.saturating_add(amount) > size {
                     return Err(window.wait(now, limit, amount));
                 }
-                window.add(now, limit, amount);
             }
             Self::Held(running) => {
                 if running.saturating_add(amount) > size {
                     return Err(SECOND);
                 }
-                *running = running.saturating_add(amount);
             }
             Self::Calendar { spent, held, .. } => {
                 if spent.saturating_add(*held).saturating_add(amount) > size {
@@ -95,21 +102,22 @@ impl Cell {
                         end.saturating_sub(now)
                     });
                 }
-                *held = held.saturating_add(amount);
             }
         }
         Ok(())
     }
 
-    /// Puts back what was taken a moment ago, under the same lock, because another limit refused.
-    pub fn undo(&mut self, now: u64, limit: &Limit, amount: u64) {
+    /// Takes `amount` whether it fits or not: it was let through elsewhere.
+    pub fn force(&mut self, now: u64, limit: &Limit, amount: u64) {
+        self.turn(now, limit);
         match self {
-            Self::Gcra { debt, .. } => {
-                *debt = debt.saturating_sub(amount.saturating_mul(limit.interval_ns()));
+            Self::Gcra { last, debt } => {
+                let after = debt.saturating_add(amount.saturating_mul(limit.interval_ns()));
+                (*last, *debt) = (now.max(*last), after);
             }
-            Self::Sliding(window) => window.give_back(limit.stamp(now), amount),
-            Self::Held(running) => *running = running.saturating_sub(amount),
-            Self::Calendar { held, .. } => *held = held.saturating_sub(amount),
+            Self::Sliding(window) => window.add(now, limit, amount),
+            Self::Held(running) => *running = running.saturating_add(amount),
+            Self::Calendar { held, .. } => *held = held.saturating_add(amount),
         }
     }
 
@@ -131,6 +139,8 @@ impl Cell {
                 }
             }
             Self::Held(running) => *running = running.saturating_sub(reserved),
+            // A call belongs to the period that it was admitted in.
+            Self::Calendar { start, .. } if taken < *start => {}
             Self::Calendar { spent, held, .. } => {
                 *held = held.saturating_sub(reserved);
                 *spent = spent.saturating_add(actual);
@@ -140,13 +150,9 @@ impl Cell {
 
     /// Counts a call that was let through before this process began: never refused, and over.
     pub fn replay(&mut self, taken: u64, limit: &Limit, amount: u64) {
-        self.turn(taken, limit);
         match self {
-            Self::Gcra { last, debt } => {
-                *last = taken.max(*last);
-                *debt = debt.saturating_add(amount.saturating_mul(limit.interval_ns()));
-            }
-            Self::Sliding(window) => window.add(taken, limit, amount),
+            Self::Gcra { .. } | Self::Sliding(_) => self.force(taken, limit, amount),
+            // What runs isn't past, and budgets are known by the store.
             Self::Held(_) | Self::Calendar { .. } => {}
         }
     }
@@ -218,10 +224,10 @@ impl Cell {
             }
             Self::Sliding(window) => window.turn(now, limit),
             Self::Held(_) => {}
-            Self::Calendar { start, spent, .. } => {
+            Self::Calendar { start, spent, held } => {
                 let Period { start: this, .. } = period(limit.span, now);
                 if *start != this {
-                    (*start, *spent) = (this, 0);
+                    (*start, *spent, *held) = (this, 0, 0);
                 }
             }
         }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Class, Denied, Kind, Limit, Measure, Scope, Standing};
+use super::{Class, Denied, Kind, Limit, Measure, Scope, Shape, Span, Standing};
 
 /// What a call needs, or cost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -121,6 +121,49 @@ impl Plan {
         }
     }
 
+    /// One node's part of every limit, when each of `nodes` decides alone.
+    #[must_use]
+    pub fn part(&self, nodes: u64) -> Self {
+        let part = |demand: &Demand| Demand {
+            limit: demand.limit.part(nodes, demand.amount),
+            ..*demand
+        };
+        Self {
+            demands: self.demands.iter().map(part).collect(),
+        }
+    }
+
+    /// The limits of one class of holders.
+    #[must_use]
+    pub fn of(&self, class: Class) -> Self {
+        let own = self.demands.iter().filter(|d| d.scope.class == class);
+        Self {
+            demands: own.copied().collect(),
+        }
+    }
+
+    /// Keeps the budgets only, and says of each how much `spent` says; those of which nothing is are left out.
+    #[must_use]
+    pub fn budgets(mut self, spent: impl Fn(&Scope, Span) -> Amounts) -> Self {
+        for demand in &mut self.demands {
+            let is_budget = demand.limit.shape == Shape::Calendar;
+            demand.amount = if is_budget {
+                spent(&demand.scope, demand.limit.span).measured(demand.limit.measure)
+            } else {
+                0
+            };
+        }
+        self.demands.retain(|demand| demand.amount > 0);
+        self
+    }
+
+    /// Whether a budget is among them.
+    #[must_use]
+    pub fn has_budget(&self) -> bool {
+        let mut shapes = self.demands.iter().map(|demand| demand.limit.shape);
+        shapes.any(|shape| shape == Shape::Calendar)
+    }
+
     /// Keeps only limits of these measures.
     pub fn only(&mut self, keep: impl Fn(Measure) -> bool) {
         self.demands.retain(|demand| keep(demand.limit.measure));
@@ -184,7 +227,7 @@ impl Told {
         let place = match limit.measure {
             Measure::Requests => &mut self.requests,
             Measure::Input | Measure::Output | Measure::Tokens
-                if limit.shape != super::Shape::Calendar =>
+                if limit.shape != Shape::Calendar =>
             {
                 &mut self.tokens
             }

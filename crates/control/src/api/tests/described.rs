@@ -107,6 +107,8 @@ const GOOD: &[(&str, &str)] = &[
         "POST /admin/v1/keys/{id}/rotate",
         r#"{"overlap_seconds":5}"#,
     ),
+    ("GET /admin/v1/keys/{id}/limits", ""),
+    ("POST /admin/v1/keys/{id}/limits/reset", ""),
     (
         "POST /admin/v1/keys/import",
         r#"{"form":"plain","list":"sk-litellm-1","like":{"name":"l","role":"user"}}"#,

@@ -6,7 +6,7 @@ use rules::limit::{Limit, Shape};
 use rules::policy::{Caps, Pool, Role};
 
 use super::{key, list, text};
-use crate::config::Config;
+use crate::config::{self, Config};
 
 /// What a role says of limits beyond its first lines.
 pub(super) fn render_role(out: &mut String, role: &Role) {
@@ -42,6 +42,7 @@ pub(super) fn render_model(out: &mut String, model: &gateway::settings::Model) {
 /// The tables of the whole node.
 pub(super) fn render(out: &mut String, config: &Config) {
     let settings = &config.settings;
+    config::render_shared(out, config.shared.as_ref());
     pool(out, &settings.node, "\n[limits.node]\n");
     if !config.prices.currency.is_empty() {
         let currency = text(&config.prices.currency);
