@@ -232,11 +232,9 @@ fn made(guan: &Guan, words: &[&str]) -> (String, String) {
 /// All that is answered to a credential wherever it can be put.
 fn shown_everywhere(guan: &Guan, text: &str) -> String {
     let client = guan.client().with_key(text);
-    let named = format!(r#"{{"model":"{text}","messages":[{{"role":"user","content":"hi"}}]}}"#);
     let other = format!("x-api-key: {text}\r\n");
     let answers = [
         client.chat(CHAT),
-        client.chat(&named),
         guan.client().get(&format!("/v1/models?api_key={text}")),
         guan.client().get(&format!("/v1/{text}")),
         guan.client().send("GET", "/v1/models", &other, None),
