@@ -134,7 +134,7 @@ pub(super) struct Limits {
     pub(super) sentinel_password: Option<String>,
     pub(super) ca: Option<PathBuf>,
     pub(super) client_certificate: Option<PathBuf>,
-    pub(super) client_key: Option<String>,
+    pub(super) client_key: Option<PathBuf>,
     pub(super) prefix: Option<String>,
     pub(super) timeout: Option<Span>,
     pub(super) when_unreachable: Option<String>,

@@ -127,7 +127,9 @@ impl Judge {
         } else if written.sentinel_username.is_some() || asked_as.is_some() {
             self.fault(seat, "sentinel_password", "is for \"redis+sentinel://…\"");
         }
-        let key = self.limits_secret(seat, "client_key", written.client_key.as_ref(), place);
+        let key = self
+            .pem(seat, "client_key", written.client_key.as_ref(), place)
+            .map(|bytes| Secret::new(String::from_utf8_lossy(&bytes).into_owned()));
         let certificate = self.pem(
             seat,
             "client_certificate",
