@@ -320,6 +320,11 @@ async fn make_old(data: &Path) {
         .connect()
         .await
         .unwrap();
+    // Nothing lay sealed in the store then.
+    sqlx::query("DELETE FROM secrets")
+        .execute(&mut database)
+        .await
+        .unwrap();
     sqlx::query("DELETE FROM meta WHERE name = 'data-key'")
         .execute(&mut database)
         .await

@@ -121,6 +121,8 @@ const GOOD: &[(&str, &str)] = &[
     ("POST /admin/v1/projects/{id}/enable", ""),
     ("GET /admin/v1/usage", ""),
     ("GET /admin/v1/nodes", ""),
+    ("GET /admin/v1/audit/key", ""),
+    ("GET /admin/v1/audit/heads", ""),
     ("GET /admin/v1/me", ""),
     ("GET /admin/v1/openapi.json", ""),
     ("GET /admin/v1/admins", ""),

@@ -46,7 +46,7 @@ async fn a_newer_schema_and_another_programs_database_are_refused() {
             fault,
             StoreFault::TooNew {
                 found: 99,
-                known: 4,
+                known: 5,
                 ..
             }
         ),

@@ -75,7 +75,7 @@ async fn a_newer_database_and_one_of_another_program_are_refused() {
             fault,
             StoreFault::TooNew {
                 found: 99,
-                known: 5,
+                known: 6,
                 ..
             }
         ),
