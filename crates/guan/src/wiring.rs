@@ -189,6 +189,17 @@ impl InForce {
     }
 }
 
+/// How other nodes see this one.
+fn row_of(node: String, clock: Clock, start: &Start) -> NodeRow {
+    NodeRow {
+        id: node,
+        started_at: clock.unix_seconds(),
+        seen_at: clock.unix_seconds(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        config: digest_of(&start.config),
+    }
+}
+
 impl House {
     async fn build(
         start: &Start,
@@ -247,13 +258,7 @@ impl House {
             &gateway,
             (&publisher, questions),
             (&store, audit),
-            NodeRow {
-                id: node,
-                started_at: clock.unix_seconds(),
-                seen_at: clock.unix_seconds(),
-                version: env!("CARGO_PKG_VERSION").to_owned(),
-                config: digest_of(&start.config),
-            },
+            row_of(node, clock, start),
         );
         let keys = Keys::new(
             store.clone(),

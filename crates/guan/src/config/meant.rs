@@ -141,11 +141,7 @@ pub(super) struct Problem {
 
 /// The conversion.
 pub(super) fn convert(file: written::File, place: &Place<'_>) -> Result<Config, Vec<Problem>> {
-    let mut judge = Judge {
-        problems: Vec::new(),
-        environment: BTreeSet::new(),
-        sealed: BTreeSet::new(),
-    };
+    let mut judge = Judge::default();
     let top = Seat::default();
     let server = judge.server(&top.key("server"), file.server);
     let one_of =
@@ -226,15 +222,12 @@ pub(super) fn convert(file: written::File, place: &Place<'_>) -> Result<Config, 
 
 /// The roles that a file means, as far as they can be read: for commands, which judge nothing.
 pub(super) fn roles(written: BTreeMap<String, written::Role>) -> Roles {
-    let mut judge = Judge {
-        problems: Vec::new(),
-        environment: BTreeSet::new(),
-        sealed: BTreeSet::new(),
-    };
+    let mut judge = Judge::default();
     judge.roles(written, &BTreeMap::new())
 }
 
 /// Gathers what is wrong, so that one look at the file mends it all.
+#[derive(Default)]
 struct Judge {
     problems: Vec<Problem>,
     environment: BTreeSet<String>,
