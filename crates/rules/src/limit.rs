@@ -93,7 +93,7 @@ pub const MOST: u64 = 1 << 53;
 pub const SECOND: u64 = 1_000_000;
 
 impl Span {
-    /// Microseconds; zero for [`Self::Now`]. Weeks and months are calendar periods: see [`period`].
+    /// Microseconds; zero for [`Self::Now`]. Weeks and months are calendar periods.
     #[must_use]
     pub const fn micros(self) -> u64 {
         SECOND.saturating_mul(match self {

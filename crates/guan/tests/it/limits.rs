@@ -460,7 +460,7 @@ fn what_is_left_is_shown_and_a_fresh_start_frees_what_the_key_used_itself() {
     let (_upstream, mut guan) = start(&config, good);
     let caller = key_with(&guan, &[]);
     // `sk-guan-ID_…`
-    let id = caller.key().unwrap()[8..20].to_owned();
+    let id = caller.key().unwrap().get(8..20).unwrap().to_owned();
     let shown = |guan: &Guan, act: &str| -> Vec<(String, String, u64)> {
         let said = guan.run(&["limits", act, &id, "--json"]);
         assert!(
